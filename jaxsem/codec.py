@@ -1,0 +1,262 @@
+"""The contract that every image codec keeps, and the slice driver.
+
+    uint8 image --analyze--> latents --encode--> packet          (device: floats; host: integers only)
+    packet      --decode--> latents --synthesize--> uint8 image
+
+A latent is coded as a sequence of slices. For slice i one compiled function gives each symbol's integer table and mean from
+what is already decoded; the host codes the slice; the result feeds slice i + 1. Encoder and decoder call the same compiled
+functions in the same order (`_predict`, `_place`): a function that is compiled differently on the two sides may differ in
+its last bit, pick another table and ruin the rest of the stream. For the same reason a float network runs on one image at
+a time here, whatever the batch around it.
+
+A packet is one byte of quality (in steps of 1/32) and one long rANS stream, sealed with a checksum of the symbols that costs
+nothing (see `jaxsem.entropy.rans`).
+"""
+
+import zlib
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+
+from jaxsem import losses
+from jaxsem.entropy import rans
+from jaxsem.entropy.tables import Tables
+from jaxsem.errors import FormatError, InputError
+
+QUALITY_STEPS = 32
+# Far outside every table, yet safe in int32 with any mean: a broken model cannot overflow the escape code.
+_SYMBOL_LIMIT = 2.0**20
+
+Batch = dict[str, jax.Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Codec:
+    """A trained image codec: what is needed to compress, and nothing that changes.
+
+    Attributes:
+      name: Name of the preset, or of the folder it came from.
+      module: The Flax module, without parameters.
+      params: Its parameters.
+      tables: The integer tables, frozen when the codec was built.
+      digest: Identity of config, weights and tables (`jaxsem.weights.native.identity`); files carry its first bytes.
+      quality: The quality that `compress` uses, in [0, qualities - 1].
+    """
+
+    name: str
+    module: Any
+    params: Any
+    tables: Tables
+    digest: bytes
+    quality: float = 0.0
+
+    @property
+    def lambdas(self) -> tuple[float, ...]:
+        """Distortion weights of the qualities; empty for a model of one rate."""
+        return self.module.config.lambdas
+
+    def at_quality(self, quality: float) -> "Codec":
+        """The same codec at another quality, a real number; rounded to the 1/32 that a packet holds.
+
+        Raises:
+          InputError: The quality is outside what the weights serve.
+        """
+        top = max(len(self.lambdas) - 1, 0)
+        if not 0 <= quality <= top:
+            raise InputError(f"{self.name} has qualities 0 to {top}, not {quality:g}")
+        return Codec(
+            self.name, self.module, self.params, self.tables, self.digest,
+            round(quality * QUALITY_STEPS) / QUALITY_STEPS,
+        )  # fmt: skip
+
+    def analyze(self, params: Any, batch: Batch, rng: PRNGKeyArray | None = None) -> dict[str, jax.Array]:
+        """Latents of images, pure; not rounded yet.
+
+        Args:
+          params: Parameters.
+          batch: `image` uint8 [b, h, w, 3], sides multiples of 64; optionally `quality` [b], else the codec's own.
+          rng: Unused by these codecs: analysis is deterministic.
+
+        Returns:
+          Latents by name, float32.
+        """
+        quality = self._quality(batch)
+        return self.module.apply({"params": params}, _unit(batch["image"]), quality, method="analyze")
+
+    def synthesize(self, params: Any, latents: dict[str, jax.Array], rng: PRNGKeyArray | None = None) -> jax.Array:
+        """Images [b, h, w, 3] about [0, 1], pure, from decoded latents `y_hat` (and `quality`, else the codec's own)."""
+        quality = latents.get("quality", jnp.full(latents["y_hat"].shape[0], self.quality))
+        return self.module.apply({"params": params}, latents["y_hat"], quality, method="synthesize")
+
+    def loss(self, params: Any, batch: Batch, rng: PRNGKeyArray | None) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Rate plus weighted distortion, pure; `rng` None evaluates with rounding.
+
+        For a variable-rate model each image takes its `quality` of the batch; without, qualities are dealt out evenly at
+        random. For a model of one rate the batch may give `lambda` [b].
+
+        Returns:
+          The loss and its metrics; see `jaxsem.losses.rate_distortion`.
+        """
+        x = _unit(batch["image"])
+        quality, noise = self._quality(batch), rng
+        if self.lambdas and "quality" not in batch and rng is not None:
+            dealer, noise = jax.random.split(rng)
+            quality = (jax.random.permutation(dealer, x.shape[0]) % len(self.lambdas)).astype(jnp.float32)
+        outputs = self.module.apply({"params": params}, x, quality, noise)
+        weight = losses.lambda_at(self.lambdas, quality) if self.lambdas else batch["lambda"]
+        return losses.rate_distortion(x, outputs, weight)
+
+    def _quality(self, batch: Batch) -> jax.Array:
+        return batch.get("quality", jnp.full(batch["image"].shape[0], self.quality))
+
+
+def _unit(image: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    return image.astype(jnp.float32) / 255.0
+
+
+# -- compiled pieces: static in the module and the slice, so that a changed number compiles nothing ----------------------
+
+
+@partial(jax.jit, static_argnames="module")
+def run_analysis(module: Any, params: Any, image: jax.Array, quality: jax.Array) -> jax.Array:
+    """y of uint8 images [b, h, w, 3]."""
+    return module.apply({"params": params}, _unit(image), quality, method="analysis")
+
+
+@partial(jax.jit, static_argnames="module")
+def run_hyper_analysis(module: Any, params: Any, y: jax.Array, quality: jax.Array) -> jax.Array:
+    """z of y."""
+    return module.apply({"params": params}, y, quality, method="hyper_analysis")
+
+
+@partial(jax.jit, static_argnames="module")
+def run_synthesis(module: Any, params: Any, y_hat: jax.Array, quality: jax.Array) -> jax.Array:
+    """uint8 images from y_hat."""
+    x = module.apply({"params": params}, y_hat, quality, method="synthesize")
+    return jnp.round(jnp.clip(x, 0.0, 1.0) * 255.0).astype(jnp.uint8)
+
+
+@partial(jax.jit, static_argnames=("module", "i"))
+def _predict(module, i, params, state):
+    return module.apply({"params": params}, i, state, method="predict")
+
+
+@partial(jax.jit, static_argnames=("module", "i"))
+def _place(module, i, params, state, symbols, mean):
+    return module.apply({"params": params}, i, state, symbols.astype(jnp.float32) + mean, method="place")
+
+
+@partial(jax.jit, static_argnames=("module", "i"))
+def _quantise(module, i, params, latents, state, mean, scale, size):
+    """Symbols of slice i, zero in the padding, and the model's estimate of their bits."""
+    values = module.apply({"params": params}, i, latents, method="values_of")
+    inside = module.apply({"params": params}, i, state, size, method="inside")
+    symbols = jnp.where(inside, jnp.clip(jnp.round(values - mean), -_SYMBOL_LIMIT, _SYMBOL_LIMIT), 0.0)
+    probability = module.apply({"params": params}, i, symbols + mean, mean, scale, method="likelihood_of")
+    bits = -jnp.where(inside, jnp.log2(probability), 0.0).sum()
+    return symbols.astype(jnp.int32), inside, bits
+
+
+@partial(jax.jit, static_argnames=("module", "i"))
+def _inside(module, i, params, state, size):
+    return module.apply({"params": params}, i, state, size, method="inside")
+
+
+@partial(jax.jit, static_argnames=("module", "grid"))
+def _begin(module, grid, params, quality):
+    return module.apply({"params": params}, 1, grid, quality, method="begin")
+
+
+# -- the slice driver -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Coded:
+    """What the device leaves for the host: per slice its symbols, tables and mask, and the estimate in bits."""
+
+    slices: tuple[tuple[jax.Array, jax.Array, jax.Array], ...]
+    bits: jax.Array
+    y_hat: jax.Array
+
+
+def code_latents(codec: Codec, latents: dict[str, jax.Array], size: tuple[int, int], quality: float) -> Coded:
+    """Runs the slices of one image on the device; returns at once, with the work under way.
+
+    Args:
+      codec: The codec.
+      latents: y [1, h, w, m] and z [1, h/4, w/4, n].
+      size: True height and width of the image in pixels; symbols of its padding are not coded.
+      quality: As a packet holds it.
+    """
+    module, params = codec.module, codec.params
+    size = np.asarray(size, np.int32)
+    state = _begin(module, latents["z"].shape[1:3], params, np.full(1, quality, np.float32))
+    slices, total = [], 0.0
+    for i in range(module.slices):
+        table, mean, scale = _predict(module, i, params, state)
+        symbols, inside, bits = _quantise(module, i, params, latents, state, mean, scale, size)
+        state = _place(module, i, params, state, symbols, mean)
+        slices.append((symbols, table, inside))
+        total = total + bits
+    return Coded(tuple(slices), total, state["y_hat"])
+
+
+def encode(codec: Codec, coded: Coded, quality: float) -> bytes:
+    """The host's part: packs the integers of one image into a packet."""
+    encoder, check = rans.Encoder(codec.tables), 0
+    for symbols, table, inside in jax.device_get(coded.slices):
+        mask = np.broadcast_to(inside, symbols.shape)
+        flat = symbols[mask]
+        check = zlib.crc32(flat.astype("<i4").tobytes(), check)
+        encoder.push(flat, table[mask])
+    return bytes([round(quality * QUALITY_STEPS)]) + encoder.finish()
+
+
+def packet_quality(codec: Codec, packet: bytes) -> float:
+    """The quality that a packet was made with.
+
+    Raises:
+      FormatError: The packet is empty or names a quality that the weights do not serve.
+    """
+    top = max(len(codec.lambdas) - 1, 0)
+    if not packet or packet[0] > top * QUALITY_STEPS:
+        seen = "is empty" if not packet else f"asks for quality {packet[0] / QUALITY_STEPS:g}"
+        raise FormatError(f"the image packet {seen}, but {codec.name} has 0 to {top}: the file is damaged")
+    return packet[0] / QUALITY_STEPS
+
+
+def decode(codec: Codec, packet: bytes, size: tuple[int, int], grid: tuple[int, int]) -> jax.Array:
+    """Decodes the latent of one image.
+
+    Args:
+      codec: The codec whose digest the file names.
+      packet: The packet.
+      size: True height and width in pixels.
+      grid: Height and width of z, from the image's shape bucket.
+
+    Returns:
+      y_hat [1, 4 grid_h, 4 grid_w, m].
+
+    Raises:
+      FormatError: The packet is damaged, or this machine computed other tables than the encoder.
+    """
+    module, params = codec.module, codec.params
+    size = np.asarray(size, np.int32)
+    state = _begin(module, grid, params, np.full(1, packet_quality(codec, packet), np.float32))
+    decoder, check = rans.Decoder(packet[1:], codec.tables), 0
+    for i in range(module.slices):
+        table, mean, _ = _predict(module, i, params, state)
+        table = np.asarray(table)
+        mask = np.broadcast_to(np.asarray(_inside(module, i, params, state, size)), table.shape)
+        flat = decoder.pull(table[mask])
+        check = zlib.crc32(flat.astype("<i4").tobytes(), check)
+        symbols = np.zeros(table.shape, np.int32)
+        symbols[mask] = flat
+        state = _place(module, i, params, state, symbols, mean)
+    decoder.finish()
+    return state["y_hat"]

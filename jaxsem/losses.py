@@ -1,0 +1,32 @@
+"""Training losses as pure functions of a model's outputs."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+
+def lambda_at(lambdas: Sequence[float], quality: jax.Array) -> jax.Array:
+    """The distortion weight of real-valued qualities [b], log-linear between the listed ones."""
+    return jnp.exp(jnp.interp(quality, jnp.arange(len(lambdas)), jnp.log(jnp.asarray(lambdas))))
+
+
+def rate_distortion(
+    x: jax.Array, outputs: dict[str, jax.Array], weight: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """bpp + weight * 255^2 * MSE, the mean over the images of a batch.
+
+    Args:
+      x: Images [b, h, w, 3] in [0, 1].
+      outputs: What a codec's forward pass gives: `x_hat`, `bits_y`, `bits_z`.
+      weight: lambda, a scalar or one for each image [b].
+
+    Returns:
+      The loss and its parts: `bpp`, `bpp_z`, `mse` (on the 0..255 scale), `psnr` (of the mean MSE, dB).
+    """
+    pixels = x.shape[1] * x.shape[2]
+    bpp = (outputs["bits_y"] + outputs["bits_z"]) / pixels
+    mse = jnp.square((outputs["x_hat"] - x) * 255.0).mean(axis=(1, 2, 3))
+    metrics = {"bpp": bpp.mean(), "bpp_z": outputs["bits_z"].mean() / pixels, "mse": mse.mean()}
+    metrics["psnr"] = 10 * jnp.log10(255.0**2 / metrics["mse"])
+    return (bpp + weight * mse).mean(), metrics

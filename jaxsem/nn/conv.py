@@ -1,0 +1,80 @@
+"""Convolution layers with parameters: ordinary, transposed, sub-pixel and checkerboard-masked.
+
+Kernels are kept in the order (row, column, in, out). Initialisation is uniform in +-1/sqrt(fan-in), the habit of the
+published codecs, with zero biases.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsem.nn import ops
+
+kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class Conv(nn.Module):
+    """Convolution with zero padding of half the kernel (`torch.nn.Conv2d` with `padding=size // 2`)."""
+
+    features: int
+    size: int = 5
+    stride: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [b, h, w, i] to [b, ceil(h / stride), ceil(w / stride), features]."""
+        kernel = self.param("kernel", kernel_init, (self.size, self.size, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return ops.conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.stride) + bias.astype(self.dtype)
+
+
+class Deconv(nn.Module):
+    """Transposed convolution of stride 2: exactly twice the height and width."""
+
+    features: int
+    size: int = 5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [b, h, w, i] to [b, 2 h, 2 w, features]."""
+        kernel = self.param("kernel", kernel_init, (self.size, self.size, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return ops.conv_transpose2d(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+
+
+class SubpelConv(nn.Module):
+    """Sub-pixel convolution: 3x3 to four times the channels, then pixel shuffle by 2."""
+
+    features: int
+    size: int = 3
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [b, h, w, i] to [b, 2 h, 2 w, features]."""
+        return ops.pixel_shuffle(Conv(4 * self.features, self.size, dtype=self.dtype, name="conv")(x))
+
+
+class CheckerboardConv(nn.Module):
+    """5x5 convolution that sees only the other colour of the checkerboard: taps with (row + column) odd.
+
+    Source: He et al., Checkerboard Context Model (CVPR 2021); FACTS of ELIC's spatial context.
+    """
+
+    features: int
+    size: int = 5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [b, h, w, i] to [b, h, w, features]."""
+        kernel = self.param("kernel", kernel_init, (self.size, self.size, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        row, column = np.indices((self.size, self.size))
+        mask = ((row + column) % 2 == 1)[:, :, None, None]
+        return ops.conv2d(x.astype(self.dtype), (kernel * mask).astype(self.dtype)) + bias.astype(self.dtype)

@@ -1,0 +1,268 @@
+"""The batch pipeline: lists or streams of images to `.jsem` bytes and back, with device and host overlapped.
+
+    device: analyse batch i + 1 | host threads: pack the integers of batch i | caller: write batch i - 1
+
+Images of one shape bucket share a batch, so a folder of mixed sizes compiles each bucket once.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+
+from jaxsem import codec as driver
+from jaxsem import shapes
+from jaxsem.codec import Codec
+from jaxsem.container import File, Item, pack, unpack
+from jaxsem.errors import FormatError, InputError, WeightsError
+
+Image = UInt8[np.ndarray, "h w 3"]
+PACKET = 0  # the container's tag of the coded image
+_WORKERS = 2
+_PIXELS_LIMIT = 1 << 28  # what a file may ask a decoder to allocate: 16k x 16k
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """One image after compression.
+
+    Attributes:
+      item: What the container holds.
+      estimated_bits: The model's own estimate of the packet's size.
+    """
+
+    item: Item
+    estimated_bits: float
+
+
+def default_batch() -> int:
+    """Images a device batch: 1 on a CPU, where a batch only costs memory, 8 on an accelerator."""
+    return 1 if jax.default_backend() == "cpu" else 8
+
+
+def compress_stream(codec: Codec, images: Iterable[Image], batch: int | None = None) -> Iterator[tuple[int, Compressed]]:
+    """Compresses images as they come.
+
+    Args:
+      codec: The codec, at its quality.
+      images: uint8 [h, w, 3], of any sizes from 1x1.
+      batch: Images a device batch; `None` is `default_batch()`.
+
+    Yields:
+      Position and result of each image, roughly in order: images wait until their bucket's batch is full.
+
+    Raises:
+      InputError: An array is no uint8 image.
+    """
+    size = batch or default_batch()
+    running: deque[Future] = deque()
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        for group in _batches(images, size):
+            for position, image, latents in _analyse(codec, group, size):
+                coded = driver.code_latents(codec, latents, image.shape[:2], codec.quality)
+                running.append(pool.submit(_finish, codec, position, image.shape[:2], coded))
+            while len(running) > 2 * size:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+
+
+def compress_items(codec: Codec, images: Sequence[Image], batch: int | None = None) -> list[Compressed]:
+    """Compresses images and returns results in their order; see `compress_stream`."""
+    results: list[Compressed | None] = [None] * len(images)
+    for position, result in compress_stream(codec, images, batch):
+        results[position] = result
+    return results
+
+
+def compress(codec: Codec, images: Sequence[Image], batch: int | None = None) -> list[bytes]:
+    """Compresses images to `.jsem` files.
+
+    Args:
+      codec: From `jaxsem.load`, at its quality.
+      images: uint8 arrays [h, w, 3] of any sizes from 1x1.
+      batch: Images a device batch; `None` decides by the device.
+
+    Returns:
+      The bytes of one file for each image.
+
+    Raises:
+      InputError: An array is no uint8 image.
+
+    Example:
+      >>> import jaxsem, numpy as np
+      >>> codec = jaxsem.load("elic-mini", quality=1)
+      >>> [file] = jaxsem.compress(codec, [np.zeros((40, 60, 3), np.uint8)])
+      >>> jaxsem.decompress(codec, [file])[0].shape
+      (40, 60, 3)
+    """
+    return [pack(result.item, codec.digest) for result in compress_items(codec, images, batch)]
+
+
+def decompress(codec: Codec, files: Sequence[bytes], batch: int | None = None) -> list[Image]:
+    """Decompresses `.jsem` files; an archive gives all its images, in order.
+
+    Args:
+      codec: The codec that they were made with, at any quality.
+      files: Bytes of the files.
+      batch: Images a device batch; `None` decides by the device.
+
+    Returns:
+      uint8 arrays [h, w, 3].
+
+    Raises:
+      FormatError: A file is damaged, foreign or from a newer version.
+      WeightsError: A file was made with other weights.
+    """
+    items = []
+    for data in files:
+        file = unpack(data)
+        check_weights(codec, file)
+        items.extend(file.items)
+    return decompress_items(codec, items, batch)
+
+
+def check_weights(codec: Codec, file: File) -> None:
+    """Refuses a file of other weights.
+
+    Raises:
+      WeightsError: The digests differ.
+    """
+    if not codec.digest.startswith(file.digest):
+        seen, have = file.digest.hex(), codec.digest[: len(file.digest)].hex()
+        raise WeightsError(
+            f"the file was made with weights {seen}, but {codec.name} has {have}: load the preset it was made with"
+        )
+
+
+def decompress_items(codec: Codec, items: Sequence[Item], batch: int | None = None) -> list[Image]:
+    """Decodes container items to images; host threads decode while the device synthesises.
+
+    Raises:
+      FormatError: A packet is damaged or missing.
+    """
+    size = batch or default_batch()
+    images: list[Image | None] = [None] * len(items)
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        latents = pool.map(lambda item: _decode(codec, item), items)
+        for group in _grouped(zip(items, latents, strict=True), size, lambda pair: pair[1].shape):
+            for position, image in _synthesise(codec, group, size):
+                images[position] = image
+    return images
+
+
+# -- pieces ---------------------------------------------------------------------------------------------------------------
+
+
+def _batches(images: Iterable[Image], size: int) -> Iterator[list[tuple[int, Image]]]:
+    return _grouped((_checked(image) for image in images), size, lambda image: shapes.bucket(*image.shape[:2]))
+
+
+def _grouped(things: Iterable, size: int, key) -> Iterator[list[tuple[int, object]]]:
+    """Groups of up to `size` (position, thing) of one key; a group that waits while 8 batches pass goes out unfilled."""
+    waiting: dict[tuple, list] = {}
+    for position, thing in enumerate(things):
+        group = waiting.setdefault(key(thing), [])
+        group.append((position, thing))
+        if len(group) == size:
+            yield waiting.pop(key(thing))
+        elif waiting and position - next(iter(waiting.values()))[0][0] >= 8 * size:
+            yield waiting.pop(next(iter(waiting)))
+    yield from waiting.values()
+
+
+def _checked(image: Image) -> Image:
+    if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3):
+        seen = f"{image.dtype} {image.shape}" if hasattr(image, "dtype") else type(image).__name__
+        raise InputError(f"an image must be a uint8 array [height, width, 3], not {seen}: see jaxsem.data.images")
+    if not image.size:
+        raise InputError(f"an image must have at least one pixel, not {image.shape[0]}x{image.shape[1]}")
+    return image
+
+
+def _fill(arrays: list, size: int) -> np.ndarray:
+    """A batch of a fixed size: the last one repeated, so that an unfilled batch compiles nothing new."""
+    return np.concatenate([*arrays, *[arrays[-1]] * (size - len(arrays))])
+
+
+def _analyse(codec: Codec, group: list, size: int) -> Iterator[tuple[int, Image, dict[str, jax.Array]]]:
+    """Starts the analysis of a batch; gives each image's latents with a batch axis of 1."""
+    padded = [shapes.pad(image)[None] for _, image in group]
+    height, width = padded[0].shape[1:3]
+    if max(height, width) > shapes.WINDOW:
+        for (position, image), pixels in zip(group, padded, strict=True):
+            yield position, image, _analyse_tiles(codec, pixels)
+        return
+    quality = np.full(size, codec.quality, np.float32)
+    y = driver.run_analysis(codec.module, codec.params, _fill(padded, size), quality)
+    z = driver.run_hyper_analysis(codec.module, codec.params, y, quality)
+    for k, (position, image) in enumerate(group):
+        yield position, image, {"y": y[k : k + 1], "z": z[k : k + 1]}
+
+
+def _tiles(height: int, width: int, unit: int) -> Iterator[tuple[shapes.Span, shapes.Span]]:
+    window, margin = shapes.WINDOW // unit, shapes.MARGIN // unit
+    for rows in shapes.spans(height, window, margin):
+        for columns in shapes.spans(width, window, margin):
+            yield rows, columns
+
+
+def _analyse_tiles(codec: Codec, pixels: np.ndarray) -> dict[str, jax.Array]:
+    """Latents of one large image, window by window."""
+    quality = np.full(1, codec.quality, np.float32)
+    cell = shapes.STRIDE // 4
+    y = np.empty((1, pixels.shape[1] // cell, pixels.shape[2] // cell, codec.module.config.latent), np.float32)
+    for r, c in _tiles(y.shape[1], y.shape[2], cell):
+        window = pixels[:, r.start * cell : r.stop * cell, c.start * cell : c.stop * cell]
+        part = np.asarray(driver.run_analysis(codec.module, codec.params, window, quality))
+        y[:, r.low : r.high, c.low : c.high] = part[:, r.low - r.start : r.high - r.start, c.low - c.start : c.high - c.start]
+    y = jnp.asarray(y)
+    return {"y": y, "z": driver.run_hyper_analysis(codec.module, codec.params, y, quality)}
+
+
+def _finish(codec: Codec, position: int, size: tuple[int, int], coded: driver.Coded) -> tuple[int, Compressed]:
+    packet = driver.encode(codec, coded, codec.quality)
+    return position, Compressed(Item(*size, {PACKET: packet}), float(coded.bits))
+
+
+def _decode(codec: Codec, item: Item) -> jax.Array:
+    if PACKET not in item.sections or item.height == 0:
+        raise FormatError(f"the file has no image packet, only sections {sorted(item.sections)}: it is not an image")
+    if item.height * item.width > _PIXELS_LIMIT:
+        raise FormatError(f"the file claims {item.height}x{item.width} pixels, above the limit of {_PIXELS_LIMIT}")
+    size = (item.height, item.width)
+    return driver.decode(codec, item.sections[PACKET], size, shapes.latent_grid(*size))
+
+
+def _synthesise(codec: Codec, group: list, size: int) -> Iterator[tuple[int, Image]]:
+    qualities = [driver.packet_quality(codec, item.sections[PACKET]) for _, (item, _) in group]
+    latents = [y_hat for _, (_, y_hat) in group]
+    height, width = latents[0].shape[1:3]
+    if max(height, width) > shapes.WINDOW // (shapes.STRIDE // 4):
+        whole = (_synthesise_tiles(codec, y, q) for y, q in zip(latents, qualities, strict=True))
+    else:
+        quality = np.array([*qualities, *[qualities[-1]] * (size - len(group))], np.float32)
+        batch = latents[0] if size == 1 else jnp.concatenate([*latents, *[latents[-1]] * (size - len(group))])
+        whole = iter(np.asarray(driver.run_synthesis(codec.module, codec.params, batch, quality)))
+    for (position, (item, _)), image in zip(group, whole, strict=False):
+        yield position, np.ascontiguousarray(image[: item.height, : item.width])
+
+
+def _synthesise_tiles(codec: Codec, y_hat: jax.Array, quality: float) -> Image:
+    """One large image, window by window."""
+    cell = shapes.STRIDE // 4
+    y_hat = np.asarray(y_hat)
+    image = np.empty((y_hat.shape[1] * cell, y_hat.shape[2] * cell, 3), np.uint8)
+    for r, c in _tiles(y_hat.shape[1], y_hat.shape[2], cell):
+        window = y_hat[:, r.start : r.stop, c.start : c.stop]
+        part = driver.run_synthesis(codec.module, codec.params, window, np.full(1, quality, np.float32))[0]
+        keep = np.asarray(part)[
+            (r.low - r.start) * cell : (r.high - r.start) * cell, (c.low - c.start) * cell : (c.high - c.start) * cell
+        ]
+        image[r.low * cell : r.high * cell, c.low * cell : c.high * cell] = keep
+    return image

@@ -1,0 +1,201 @@
+"""The presets: one frozen record each, and `load`, which turns a preset, a folder or a Hugging Face id into a codec."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from jaxsem.codec import Codec
+from jaxsem.codecs import ElicConfig, HyperpriorConfig, build_module, param_shapes
+from jaxsem.entropy.factorised import factorised_tables, quantiles_by_bisection
+from jaxsem.entropy.tables import Tables, gaussian_tables
+from jaxsem.errors import InputError, WeightsError
+from jaxsem.weights.native import half_kernels, identity, read_weights, write_weights
+
+ASSETS = Path(__file__).parent / "assets"
+WEIGHTS_NAME = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a preset is and where it comes from.
+
+    Attributes:
+      name: Its name.
+      system: The codec family.
+      config: The family's config.
+      summary: One line for people.
+      weights: File in `assets/`, or None: the weights are not shipped and come from a file or folder.
+      sha256: Of that file, in hexadecimal.
+      licence: Of the weights.
+      trained_on: Data and date.
+      recipe: The file in `experiments/` that trains it.
+      results: Measured rate-distortion: (quality, bpp, PSNR in dB, MS-SSIM) rows, written by `jaxsem eval`.
+      results_on: The data, hardware and date of `results`.
+    """
+
+    name: str
+    system: str
+    config: Any
+    summary: str
+    weights: str | None = None
+    sha256: str | None = None
+    licence: str = "-"
+    trained_on: str = "-"
+    recipe: str | None = None
+    results: tuple[tuple[float, float, float, float], ...] = field(default=())
+    results_on: str = "-"
+
+
+MINI = ElicConfig(
+    widths=(32, 64, 96),
+    latent=128,
+    hyper=64,
+    groups=(8, 8, 16, 32, 64),
+    context=(96, 64),
+    lambdas=(0.0008, 0.0022, 0.006, 0.016),
+)
+
+_PRESETS = (
+    Preset("elic", "elic", ElicConfig(), "ELIC at its published size; weights from a file of yours"),
+    Preset("elic-official", "elic", ElicConfig(variant="official"), "ELIC as CompressAI's Elic2022Official"),
+    Preset("hyperprior", "hyperprior", HyperpriorConfig(), "Mean-scale hyperprior (mbt2018-mean), N=128, M=192"),
+)
+PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _PRESETS})
+
+
+def load(name: str, quality: float | None = None, weights: str | Path | None = None) -> Codec:
+    """Loads a codec.
+
+    Args:
+      name: A preset (see `jaxsem presets`), a folder or file of weights written by `jaxsem train`, or the Hugging Face id of
+        such a folder.
+      quality: What `compress` uses, in [0, qualities - 1]; the middle one, rounded up, by default.
+      weights: For a preset whose weights are not shipped: a file or folder of ours, or a CompressAI state dict.
+
+    Returns:
+      The codec, with its parameters on the default device.
+
+    Raises:
+      InputError: Neither a preset nor a folder, or a quality that the weights do not serve.
+      WeightsError: The weights are missing, damaged or do not fit.
+    """
+    preset = PRESETS.get(name)
+    if preset is None:
+        codec = _from_file(Path(name).name, _find(name))
+    elif weights is not None:
+        codec = _from_any(preset, Path(weights))
+    elif preset.weights is None:
+        raise WeightsError(
+            f"the preset {name} comes without weights: name a file, as in load({name!r}, weights='elic.pth.tar')"
+        )
+    else:
+        codec = _from_file(name, ASSETS / preset.weights, preset.sha256)
+    return codec.at_quality(len(codec.lambdas) // 2 if quality is None else quality)
+
+
+def freeze(name: str, module: Any, params: Any) -> Codec:
+    """Builds a codec once from trained parameters: tails and medians by bisection, and the integer tables.
+
+    Args:
+      name: What errors call it.
+      module: The Flax module.
+      params: Trained parameters.
+
+    Returns:
+      The codec; its parameters are rounded as a weights file stores them, so saving and loading changes nothing.
+    """
+    params = half_kernels(jax.device_get(params))
+    prior = params["entropy_bottleneck"]
+    parts = [[prior[f"{kind}_{i}"] for i in range(n)] for kind, n in (("matrix", 5), ("bias", 5), ("factor", 4))]
+    quantiles = quantiles_by_bisection(*parts).astype(np.float32)
+    prior["quantiles"] = quantiles.reshape(-1, 1, 3)
+    tables = Tables.concat(gaussian_tables(), factorised_tables(*parts, quantiles))
+    return _codec(name, module, params, tables)
+
+
+def save(codec: Codec, path: str | Path, system: str, card: Mapping[str, Any], force: bool = False) -> str:
+    """Writes a codec as a weights file that `load` reads, and returns the file's SHA-256.
+
+    Args:
+      codec: From `freeze` or `load`.
+      path: The file, or a folder that gets `model.safetensors`.
+      system: The codec family.
+      card: Data, date, recipe, licence: plain JSON.
+      force: Whether to replace an existing file.
+
+    Raises:
+      OutputError: The file exists, or it cannot be written.
+    """
+    path = Path(path)
+    path = path / WEIGHTS_NAME if path.is_dir() else path
+    params = jax.device_get(codec.params)
+    return write_weights(path, system, asdict(codec.module.config), card, params, codec.tables, force)
+
+
+def _find(name: str) -> Path:
+    """The weights file that a path or a Hugging Face id means."""
+    path = Path(name)
+    if path.is_dir():
+        return path / WEIGHTS_NAME
+    if path.exists():
+        return path
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return _from_hub(name)
+    raise InputError(f"{name!r} is neither a preset ({', '.join(PRESETS)}) nor a folder of weights")
+
+
+def _from_hub(repository: str) -> Path:
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise InputError(f"to load {repository!r} from Hugging Face, install huggingface_hub, or give a folder") from error
+    try:
+        return Path(hf_hub_download(repository, WEIGHTS_NAME))
+    except Exception as error:  # the hub's own errors are many; each means that the file is not to be had
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{repository!r} is no folder here, and Hugging Face did not give its weights: {reason}") from error
+
+
+def _from_file(name: str, path: Path, sha256: str | None = None) -> Codec:
+    file = read_weights(path)
+    if sha256 is not None and file.sha256 != sha256:
+        raise WeightsError(f"{path.name} has the SHA-256 {file.sha256[:12]}..., not {sha256[:12]}...: reinstall jaxsem")
+    module = build_module(file.system, file.config)
+    check_params(module, file.params, str(path))
+    return _codec(name, module, file.params, file.tables)
+
+
+def _codec(name: str, module: Any, params: Mapping[str, Any], tables: Tables) -> Codec:
+    return Codec(name, module, jax.device_put(params), tables, identity(asdict(module.config), params, tables))
+
+
+def _from_any(preset: Preset, path: Path) -> Codec:
+    path = path / WEIGHTS_NAME if path.is_dir() else path
+    if path.suffix == ".safetensors":
+        return _from_file(preset.name, path)
+    from jaxsem.weights.compressai import load_compressai
+
+    module, params = load_compressai(path, preset.system, preset.config)
+    return freeze(preset.name, module, params)
+
+
+def check_params(module: Any, params: Mapping[str, Any], where: str) -> None:
+    """Refuses parameters that are not exactly those of the module.
+
+    Raises:
+      WeightsError: Lists every missing, surplus and misshapen one.
+    """
+    wanted = {k: v.shape for k, v in flatten_dict(param_shapes(module), sep="/").items()}
+    seen = {k: np.shape(v) for k, v in flatten_dict(dict(params), sep="/").items()}
+    complaints = [f"missing {k} {wanted[k]}" for k in sorted(wanted.keys() - seen.keys())]
+    complaints += [f"surplus {k} {seen[k]}" for k in sorted(seen.keys() - wanted.keys())]
+    both = sorted(wanted.keys() & seen.keys())
+    complaints += [f"{k} is {seen[k]}, not {wanted[k]}" for k in both if wanted[k] != seen[k]]
+    if complaints:
+        raise WeightsError(f"{where} does not fit the model: " + "; ".join(complaints))

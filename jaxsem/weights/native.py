@@ -1,0 +1,123 @@
+"""Our own weights file: one safetensors file with parameters, integer tables and the config that built the model.
+
+Names: `params/<path>` (convolution kernels as float16, the rest float32) and `tables/<name>`. The metadata's `jaxsem` entry is
+JSON: `system`, `config` and `card` (what it was trained on and how). Compressed files carry the first bytes of `identity`: other
+config, weights or tables, other identity; another card does not matter.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxsem.entropy.tables import Tables
+from jaxsem.errors import FormatError, WeightsError
+from jaxsem.files import read_bytes, write_file
+
+
+@dataclass(frozen=True, eq=False)
+class WeightsFile:
+    """What a weights file holds.
+
+    Attributes:
+      system: Name of the codec family, see `jaxsem.codecs`.
+      config: Fields of its config.
+      card: Where the weights come from, as plain JSON.
+      params: Parameters, nested, NumPy float32.
+      tables: The integer tables.
+      sha256: Of the whole file, in hexadecimal.
+    """
+
+    system: str
+    config: Mapping[str, Any]
+    card: Mapping[str, Any]
+    params: Mapping[str, Any]
+    tables: Tables
+    sha256: str
+
+
+def identity(config: Mapping[str, Any], params: Mapping[str, Any], tables: Tables) -> bytes:
+    """SHA-256 over everything that a decoder's output depends on, as a file stores it.
+
+    Args:
+      config: Fields of the model's config, plain JSON.
+      params: Parameters, nested.
+      tables: The integer tables.
+    """
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode() + tables.digest())
+    for name, leaf in sorted(flatten_dict(dict(params), sep="/").items()):
+        digest.update(name.encode() + b"\0" + _store(name, leaf).tobytes())
+    return digest.digest()
+
+
+def half_kernels(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as they come back from a file: convolution kernels rounded to float16, everything in float32."""
+    flat = flatten_dict(params, sep="/")
+    return unflatten_dict({k: _store(k, v).astype(np.float32) for k, v in flat.items()}, sep="/")
+
+
+def write_weights(
+    path: str | os.PathLike,
+    system: str,
+    config: Mapping[str, Any],
+    card: Mapping[str, Any],
+    params: Mapping[str, Any],
+    tables: Tables,
+    force: bool = False,
+) -> str:
+    """Writes a weights file and returns its SHA-256 in hexadecimal.
+
+    Raises:
+      OutputError: The file exists and `force` is not given, or it cannot be written.
+    """
+    from safetensors.numpy import save
+
+    arrays = {f"params/{name}": _store(name, leaf) for name, leaf in flatten_dict(params, sep="/").items()}
+    arrays |= {f"tables/{name}": np.ascontiguousarray(array) for name, array in tables.arrays().items()}
+    record = json.dumps({"system": system, "config": config, "card": card}, sort_keys=True)
+    data = save(arrays, metadata={"jaxsem": record})
+    write_file(path, data, force)
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_weights(path: str | os.PathLike) -> WeightsFile:
+    """Reads a weights file that nobody vouches for.
+
+    Raises:
+      WeightsError: It is no such file, or it is damaged.
+    """
+    from safetensors import SafetensorError, deserialize, safe_open
+
+    path = Path(path)
+    data = read_bytes(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            record = json.loads((file.metadata() or {})["jaxsem"])
+        entries = deserialize(data)
+        arrays = {name: _array(name, entry) for name, entry in entries}
+        parts = {kind: {k[7:]: v for k, v in arrays.items() if k.startswith(kind)} for kind in ("params/", "tables/")}
+        system, config, card = record["system"], record["config"], record["card"]
+        if not (isinstance(system, str) and isinstance(config, dict) and isinstance(card, dict)):
+            raise TypeError("system, config and card have other types")
+        tables = Tables.from_arrays(parts["tables/"])
+    except (SafetensorError, KeyError, TypeError, ValueError, FormatError) as error:
+        raise WeightsError(f"{path} is not a readable jaxsem weights file: {error}") from error
+    params = {name: value.astype(np.float32) for name, value in parts["params/"].items()}
+    return WeightsFile(system, config, card, unflatten_dict(params, sep="/"), tables, hashlib.sha256(data).hexdigest())
+
+
+def _store(name: str, leaf: Any) -> np.ndarray:
+    return np.ascontiguousarray(leaf, np.float16 if name.endswith("kernel") else np.float32)
+
+
+def _array(name: str, entry: Mapping[str, Any]) -> np.ndarray:
+    dtypes = {"F16": "<f2", "F32": "<f4", "U8": "u1", "U16": "<u2", "I32": "<i4"}
+    if entry["dtype"] not in dtypes:
+        raise ValueError(f"{name} has the type {entry['dtype']}, not one of {sorted(dtypes)}")
+    return np.frombuffer(entry["data"], dtypes[entry["dtype"]]).reshape(entry["shape"])
