@@ -1,0 +1,81 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsem.errors import InputError
+from jaxsem.training import OptimizerConfig, make_optimizer, make_schedule
+
+
+def rates(config, steps, at):
+    schedule = make_schedule(config, steps)
+    return [float(schedule(step)) for step in at]
+
+
+def test_cosine_warms_up_and_ends_at_its_final_scale():
+    config = OptimizerConfig(learning_rate=2.0, schedule="cosine", warmup_steps=10, final_scale=0.1)
+    np.testing.assert_allclose(rates(config, 110, [0, 5, 10, 60, 110]), [0.0, 1.0, 2.0, 1.1, 0.2], atol=1e-6)
+
+
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_steps_drop_at_fractions_of_the_whole_run(warmup):
+    config = OptimizerConfig(learning_rate=1.0, schedule="steps", warmup_steps=warmup, drops=(0.5, 0.9))
+    np.testing.assert_allclose(rates(config, 100, [20, 49, 51, 89, 91]), [1, 1, 0.1, 0.1, 0.01], rtol=1e-6)
+
+
+def updates(config, params, grads):
+    optimizer = make_optimizer(config, 10)
+    return jax.tree.map(np.asarray, optimizer.update(grads, optimizer.init(params), params)[0])
+
+
+def test_multiplier_scales_only_what_it_names():
+    params = {"prior": {"quantiles": jnp.ones(2)}, "conv": {"kernel": jnp.ones(2)}}
+    config = OptimizerConfig(learning_rate=0.1, multipliers=(("quantiles$", 10.0),))
+    result = updates(config, params, params)
+    # Adam's first update is the sign of the gradient.
+    np.testing.assert_allclose(result["conv"]["kernel"], -0.1, rtol=1e-5)
+    np.testing.assert_allclose(result["prior"]["quantiles"], -1.0, rtol=1e-5)
+
+
+def test_weight_decay_spares_biases():
+    params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}
+    config = OptimizerConfig(name="adamw", learning_rate=0.1, weight_decay=0.5)
+    result = updates(config, params, jax.tree.map(jnp.zeros_like, params))
+    np.testing.assert_allclose(result["kernel"], -0.05, rtol=1e-6)
+    np.testing.assert_array_equal(result["bias"], 0.0)
+
+
+def test_clipping_bounds_the_norm_over_all_parameters():
+    # With b1 = b2 = 0 and a large eps Adam divides by eps, so the update keeps the length of the clipped gradient.
+    params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
+    config = OptimizerConfig(learning_rate=1.0, b1=0.0, b2=0.0, eps=1e6, clip_norm=1.0)
+    result = updates(config, params, {"a": jnp.array([30.0]), "b": jnp.array([40.0])})
+    np.testing.assert_allclose([result["a"][0] * 1e6, result["b"][0] * 1e6], [-0.6, -0.8], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "adm"}, "name is 'adm'; it must be adam or adamw"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"schedule": "cosin"}, "schedule is 'cosin'"),
+        ({"schedule": "steps"}, "drops is"),
+        ({"schedule": "steps", "drops": (0.9, 0.5)}, "increasing"),
+        ({"weight_decay": 0.1}, "0 unless name is adamw"),
+        ({"clip_norm": 0.0}, "clip_norm is 0.0"),
+    ],
+)
+def test_config_refuses_what_means_nothing(options, message):
+    with pytest.raises(InputError, match=message):
+        OptimizerConfig(**options)
+
+
+def test_warmup_must_end_before_the_training():
+    with pytest.raises(InputError, match=r"warmup_steps=10 .* 10 training steps"):
+        make_schedule(OptimizerConfig(warmup_steps=10), 10)
+
+
+def test_multiplier_that_matches_nothing_is_an_error():
+    optimizer = make_optimizer(OptimizerConfig(multipliers=(("quantile_s", 2.0),)), 10)
+    with pytest.raises(InputError, match="'quantile_s' matches no parameter"):
+        optimizer.init({"kernel": jnp.ones(2)})
