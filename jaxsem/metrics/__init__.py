@@ -1,0 +1,7 @@
+"""Measures of rate and distortion, each a pure function; `anchors` measures classic codecs to compare with."""
+
+from jaxsem.metrics.bd_rate import bd_rate, distortion_interval
+from jaxsem.metrics.ms_ssim import ms_ssim, ssim
+from jaxsem.metrics.psnr import psnr
+
+__all__ = ["bd_rate", "distortion_interval", "ms_ssim", "psnr", "ssim"]
