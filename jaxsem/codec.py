@@ -5,7 +5,7 @@
 
 A latent is coded as a sequence of slices. For slice i one compiled function gives each symbol's integer table and mean from
 what is already decoded; the host codes the slice; the result feeds slice i + 1. Encoder and decoder call the same compiled
-functions in the same order (`_predict`, `_place`): a function that is compiled differently on the two sides may differ in
+functions in the same order (`_start`, `_advance`): a function that is compiled differently on the two sides may differ in
 its last bit, pick another table and ruin the rest of the stream. For the same reason a float network runs on one image at
 a time here, whatever the batch around it.
 
@@ -124,13 +124,13 @@ def _unit(image: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
 
 @partial(jax.jit, static_argnames="module")
 def run_analysis(module: Any, params: Any, image: jax.Array, quality: jax.Array) -> jax.Array:
-    """y of uint8 images [b, h, w, 3]."""
+    """Y of uint8 images [b, h, w, 3]."""
     return module.apply({"params": params}, _unit(image), quality, method="analysis")
 
 
 @partial(jax.jit, static_argnames="module")
 def run_hyper_analysis(module: Any, params: Any, y: jax.Array, quality: jax.Array) -> jax.Array:
-    """z of y."""
+    """Z of y."""
     return module.apply({"params": params}, y, quality, method="hyper_analysis")
 
 
@@ -141,35 +141,31 @@ def run_synthesis(module: Any, params: Any, y_hat: jax.Array, quality: jax.Array
     return jnp.round(jnp.clip(x, 0.0, 1.0) * 255.0).astype(jnp.uint8)
 
 
-@partial(jax.jit, static_argnames=("module", "i"))
-def _predict(module, i, params, state):
-    return module.apply({"params": params}, i, state, method="predict")
-
-
-@partial(jax.jit, static_argnames=("module", "i"))
-def _place(module, i, params, state, symbols, mean):
-    return module.apply({"params": params}, i, state, symbols.astype(jnp.float32) + mean, method="place")
-
-
-@partial(jax.jit, static_argnames=("module", "i"))
-def _quantise(module, i, params, latents, state, mean, scale, size):
-    """Symbols of slice i, zero in the padding, and the model's estimate of their bits."""
-    values = module.apply({"params": params}, i, latents, method="values_of")
-    inside = module.apply({"params": params}, i, state, size, method="inside")
-    symbols = jnp.where(inside, jnp.clip(jnp.round(values - mean), -_SYMBOL_LIMIT, _SYMBOL_LIMIT), 0.0)
-    probability = module.apply({"params": params}, i, symbols + mean, mean, scale, method="likelihood_of")
-    bits = -jnp.where(inside, jnp.log2(probability), 0.0).sum()
-    return symbols.astype(jnp.int32), inside, bits
-
-
-@partial(jax.jit, static_argnames=("module", "i"))
-def _inside(module, i, params, state, size):
-    return module.apply({"params": params}, i, state, size, method="inside")
-
-
 @partial(jax.jit, static_argnames=("module", "grid"))
-def _begin(module, grid, params, quality):
-    return module.apply({"params": params}, 1, grid, quality, method="begin")
+def _start(module, grid, params, quality):
+    """The first state and the prediction of slice 0."""
+    variables = {"params": params}
+    state = module.apply(variables, 1, grid, quality, method="begin")
+    return state, module.apply(variables, 0, state, method="predict")
+
+
+@partial(jax.jit, static_argnames=("module", "i"))
+def _advance(module, i, params, state, symbols, mean):
+    """The state after slice i and the prediction of slice i + 1, None after the last."""
+    variables = {"params": params}
+    state = module.apply(variables, i, state, symbols.astype(jnp.float32) + mean, method="place")
+    last = i + 1 == module.slices
+    return state, None if last else module.apply(variables, i + 1, state, method="predict")
+
+
+@partial(jax.jit, static_argnames=("module", "i"))
+def _quantise(module, i, params, latents, mean, scale, inside):
+    """Symbols of slice i, zero in the padding, and the model's estimate of their bits."""
+    variables = {"params": params}
+    values = module.apply(variables, i, latents, method="values_of")
+    symbols = jnp.where(inside, jnp.clip(jnp.round(values - mean), -_SYMBOL_LIMIT, _SYMBOL_LIMIT), 0.0)
+    probability = module.apply(variables, i, symbols + mean, mean, scale, method="likelihood_of")
+    return symbols.astype(jnp.int32), -jnp.where(inside, jnp.log2(probability), 0.0).sum()
 
 
 # -- the slice driver -----------------------------------------------------------------------------------------------------
@@ -181,7 +177,6 @@ class Coded:
 
     slices: tuple[tuple[jax.Array, jax.Array, jax.Array], ...]
     bits: jax.Array
-    y_hat: jax.Array
 
 
 def code_latents(codec: Codec, latents: dict[str, jax.Array], size: tuple[int, int], quality: float) -> Coded:
@@ -194,16 +189,17 @@ def code_latents(codec: Codec, latents: dict[str, jax.Array], size: tuple[int, i
       quality: As a packet holds it.
     """
     module, params = codec.module, codec.params
-    size = np.asarray(size, np.int32)
-    state = _begin(module, latents["z"].shape[1:3], params, np.full(1, quality, np.float32))
+    grid = latents["z"].shape[1:3]
+    state, (table, mean, scale) = _start(module, grid, params, np.full(1, quality, np.float32))
     slices, total = [], 0.0
     for i in range(module.slices):
-        table, mean, scale = _predict(module, i, params, state)
-        symbols, inside, bits = _quantise(module, i, params, latents, state, mean, scale, size)
-        state = _place(module, i, params, state, symbols, mean)
+        inside = module.inside(i, grid, size)
+        symbols, bits = _quantise(module, i, params, latents, mean, scale, inside)
         slices.append((symbols, table, inside))
         total = total + bits
-    return Coded(tuple(slices), total, state["y_hat"])
+        if i + 1 < module.slices:
+            state, (table, mean, scale) = _advance(module, i, params, state, symbols, mean)
+    return Coded(tuple(slices), total)
 
 
 def encode(codec: Codec, coded: Coded, quality: float) -> bytes:
@@ -214,7 +210,7 @@ def encode(codec: Codec, coded: Coded, quality: float) -> bytes:
         flat = symbols[mask]
         check = zlib.crc32(flat.astype("<i4").tobytes(), check)
         encoder.push(flat, table[mask])
-    return bytes([round(quality * QUALITY_STEPS)]) + encoder.finish()
+    return bytes([round(quality * QUALITY_STEPS)]) + encoder.finish(check & 0xFFFF)
 
 
 def packet_quality(codec: Codec, packet: bytes) -> float:
@@ -246,17 +242,16 @@ def decode(codec: Codec, packet: bytes, size: tuple[int, int], grid: tuple[int, 
       FormatError: The packet is damaged, or this machine computed other tables than the encoder.
     """
     module, params = codec.module, codec.params
-    size = np.asarray(size, np.int32)
-    state = _begin(module, grid, params, np.full(1, packet_quality(codec, packet), np.float32))
+    state, prediction = _start(module, grid, params, np.full(1, packet_quality(codec, packet), np.float32))
     decoder, check = rans.Decoder(packet[1:], codec.tables), 0
     for i in range(module.slices):
-        table, mean, _ = _predict(module, i, params, state)
+        table, mean, _ = prediction
         table = np.asarray(table)
-        mask = np.broadcast_to(np.asarray(_inside(module, i, params, state, size)), table.shape)
+        mask = np.broadcast_to(module.inside(i, grid, size), table.shape)
         flat = decoder.pull(table[mask])
         check = zlib.crc32(flat.astype("<i4").tobytes(), check)
         symbols = np.zeros(table.shape, np.int32)
         symbols[mask] = flat
-        state = _place(module, i, params, state, symbols, mean)
-    decoder.finish()
+        state, prediction = _advance(module, i, params, state, symbols, mean)
+    decoder.finish(check & 0xFFFF)
     return state["y_hat"]

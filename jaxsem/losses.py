@@ -14,7 +14,7 @@ def lambda_at(lambdas: Sequence[float], quality: jax.Array) -> jax.Array:
 def rate_distortion(
     x: jax.Array, outputs: dict[str, jax.Array], weight: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """bpp + weight * 255^2 * MSE, the mean over the images of a batch.
+    """Bpp + weight * 255^2 * MSE, the mean over the images of a batch.
 
     Args:
       x: Images [b, h, w, 3] in [0, 1].

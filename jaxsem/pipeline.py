@@ -45,7 +45,9 @@ def default_batch() -> int:
     return 1 if jax.default_backend() == "cpu" else 8
 
 
-def compress_stream(codec: Codec, images: Iterable[Image], batch: int | None = None) -> Iterator[tuple[int, Compressed]]:
+def compress_stream(
+    codec: Codec, images: Iterable[Image], batch: int | None = None
+) -> Iterator[tuple[int, Compressed]]:
     """Compresses images as they come.
 
     Args:
@@ -220,7 +222,9 @@ def _analyse_tiles(codec: Codec, pixels: np.ndarray) -> dict[str, jax.Array]:
     for r, c in _tiles(y.shape[1], y.shape[2], cell):
         window = pixels[:, r.start * cell : r.stop * cell, c.start * cell : c.stop * cell]
         part = np.asarray(driver.run_analysis(codec.module, codec.params, window, quality))
-        y[:, r.low : r.high, c.low : c.high] = part[:, r.low - r.start : r.high - r.start, c.low - c.start : c.high - c.start]
+        y[:, r.low : r.high, c.low : c.high] = part[
+            :, r.low - r.start : r.high - r.start, c.low - c.start : c.high - c.start
+        ]
     y = jnp.asarray(y)
     return {"y": y, "z": driver.run_hyper_analysis(codec.module, codec.params, y, quality)}
 

@@ -217,7 +217,12 @@ def write_json(path: str | os.PathLike, record: Any, force: bool = False) -> Non
     Raises:
         OutputError: if the file exists already and `force` is false, or cannot be written.
     """
-    write_file(path, (json.dumps(_plain(record), indent=1, allow_nan=False) + "\n").encode(), force)
+    write_file(path, (to_json(record) + "\n").encode(), force)
+
+
+def to_json(record: Any) -> str:
+    """A record, or anything made of dictionaries, lists, strings and numbers, as strict JSON; see `write_json`."""
+    return json.dumps(_plain(record), indent=1, allow_nan=False)
 
 
 def read_json(path: str | os.PathLike) -> Record:

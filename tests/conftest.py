@@ -19,3 +19,36 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the shared data in {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_codec():
+    """A variable-rate ELIC of a few thousand random parameters: everything works, nothing looks good."""
+    import jax
+
+    from jaxsem import presets
+    from jaxsem.codecs import Elic, ElicConfig, init_params
+
+    config = ElicConfig((8, 8, 8), 16, 8, (2, 2, 4, 4, 4), (8, 8), lambdas=(0.001, 0.01))
+    module = Elic(config)
+    params = init_params(module, jax.random.key(0))
+    # Random transforms give latents near zero; larger ones exercise the tables and the escapes.
+    params["gain_y"]["forward"] = params["gain_y"]["forward"] + 4.0
+    params["gain_z"]["forward"] = params["gain_z"]["forward"] + 2.0
+    return presets.freeze("tiny", module, params)
+
+
+@pytest.fixture(scope="session")
+def noise_photo():
+    """A function (height, width, seed) -> uint8 image with structure at several scales."""
+    import numpy as np
+
+    def make(height, width, seed=0):
+        rng = np.random.default_rng(seed)
+        image = np.zeros((height, width, 3))
+        for step in (1, 4, 16, 64):
+            coarse = rng.normal(0, 20 + step / 2, (-(-height // step), -(-width // step), 3))
+            image += coarse.repeat(step, 0).repeat(step, 1)[:height, :width]
+        return np.clip(image + 128, 0, 255).astype(np.uint8)
+
+    return make

@@ -9,13 +9,14 @@ packed half grid of its slice only: the same values at half the cost.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsem.codecs.hyperprior import HyperpriorCodec, State
+from jaxsem.codecs.hyperprior import HyperpriorCodec, State, check_scale_rule
 from jaxsem.errors import InputError
 from jaxsem.nn import checkerboard
 from jaxsem.nn.blocks import AttentionBlock, ResidualBottleneck
@@ -34,9 +35,10 @@ class ElicConfig:
       context: Hidden widths of the channel-context networks.
       variant: "official" or "chandelier".
       lambdas: See `jaxsem.codecs.hyperprior`.
+      scale_rule: See `jaxsem.codecs.hyperprior.HyperpriorConfig`.
 
     Raises:
-      InputError: The groups do not add up to the latent's channels, or the variant is unknown.
+      InputError: The groups do not add up to the latent's channels, or the variant or the rule for scales is unknown.
     """
 
     widths: tuple[int, int, int] = (192, 192, 192)
@@ -46,12 +48,14 @@ class ElicConfig:
     context: tuple[int, int] = (224, 128)
     variant: str = "chandelier"
     lambdas: tuple[float, ...] = ()
+    scale_rule: str = "nearest"
 
     def __post_init__(self) -> None:
         if sum(self.groups) != self.latent:
             raise InputError(f"ELIC's groups {self.groups} add up to {sum(self.groups)}, not to latent={self.latent}")
         if self.variant not in ("official", "chandelier"):
             raise InputError(f"ELIC's variant is 'official' or 'chandelier', not {self.variant!r}")
+        check_scale_rule(self.scale_rule)
 
     @property
     def official(self) -> bool:
@@ -67,7 +71,7 @@ class ElicConfig:
     def bounds(self) -> tuple[tuple[int, int], ...]:
         """First and past-last channel of each group."""
         edges = np.cumsum((0, *self.groups)).tolist()
-        return tuple(zip(edges, edges[1:]))
+        return tuple(pairwise(edges))
 
     def aggregation(self, group: int) -> tuple[int, ...]:
         """Output widths of the three aggregation layers of a group.
@@ -97,12 +101,20 @@ class Elic(HyperpriorCodec):
             return [ResidualBottleneck(features, dtype=t) for _ in range(3)]
 
         self.g_a = nn.Sequential(
-            [Conv(n1, 5, 2, t), *bottlenecks(n1), Conv(n2, 5, 2, t), *bottlenecks(n2), AttentionBlock(n2, t)]
-            + [Conv(n3, 5, 2, t), *bottlenecks(n3), Conv(m, 5, 2, t), AttentionBlock(m, t)]
+            [
+                *(Conv(n1, 5, 2, t), *bottlenecks(n1)),
+                *(Conv(n2, 5, 2, t), *bottlenecks(n2), AttentionBlock(n2, t)),
+                *(Conv(n3, 5, 2, t), *bottlenecks(n3)),
+                *(Conv(m, 5, 2, t), AttentionBlock(m, t)),
+            ]
         )
         self.g_s = nn.Sequential(
-            [AttentionBlock(m, t), Deconv(n3, 5, t), *bottlenecks(n3), Deconv(n2, 5, t), AttentionBlock(n2, t)]
-            + [*bottlenecks(n2), Deconv(n1, 5, t), *bottlenecks(n1), Deconv(3, 5, t)]
+            [
+                *(AttentionBlock(m, t), Deconv(n3, 5, t), *bottlenecks(n3)),
+                *(Deconv(n2, 5, t), AttentionBlock(n2, t), *bottlenecks(n2)),
+                *(Deconv(n1, 5, t), *bottlenecks(n1)),
+                Deconv(3, 5, t),
+            ]
         )
         relu = nn.relu
         self.h_a = nn.Sequential([Conv(n, 3, 1, t), relu, Conv(n, 5, 2, t), relu, Conv(n, 5, 2, t)])

@@ -21,19 +21,27 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxsem import quantize
 from jaxsem.entropy.tables import scale_thresholds
+from jaxsem.errors import InputError
 from jaxsem.nn.conv import Conv, Deconv
 from jaxsem.nn.gdn import GDN
 from jaxsem.nn.priors import FactorizedPrior, gaussian_likelihood
 
 # Tables of a codec: the Gaussians by scale, then one for each channel of z.
-SCALE_THRESHOLDS = scale_thresholds()
-GAUSSIAN_TABLES = len(SCALE_THRESHOLDS) + 1
+SCALE_THRESHOLDS = {rule: scale_thresholds(rule=rule) for rule in ("nearest", "above")}
+GAUSSIAN_TABLES = len(SCALE_THRESHOLDS["nearest"]) + 1
 
 Latents = dict[str, jax.Array]
 State = dict[str, jax.Array]
+
+
+def check_scale_rule(rule: str) -> None:
+    """Refuses a rule for scales that is not in `SCALE_THRESHOLDS`."""
+    if rule not in SCALE_THRESHOLDS:
+        raise InputError(f"the rule for scales is {' or '.join(map(repr, SCALE_THRESHOLDS))}, not {rule!r}")
 
 
 @dataclass(frozen=True)
@@ -44,11 +52,19 @@ class HyperpriorConfig:
       channels: N, width of the transforms and of the hyper-latent.
       latent: M, channels of y.
       lambdas: Weight of the distortion 255^2 MSE for each quality of a variable-rate model; empty for a single rate.
+      scale_rule: Which table codes a scale: the "nearest" in the logarithm, or the next "above" it (CompressAI's).
+
+    Raises:
+      InputError: The rule for scales is unknown.
     """
 
     channels: int = 128
     latent: int = 192
     lambdas: tuple[float, ...] = ()
+    scale_rule: str = "nearest"
+
+    def __post_init__(self) -> None:
+        check_scale_rule(self.scale_rule)
 
     @property
     def hyper(self) -> int:
@@ -63,6 +79,7 @@ class Gains(nn.Module):
     channels: int
 
     def setup(self) -> None:
+        """Makes the two tables; a gain of 1 everywhere to begin with."""
         shape = (self.qualities, self.channels)
         self.forward = self.param("forward", nn.initializers.zeros, shape)
         self.inverse = self.param("inverse", nn.initializers.zeros, shape)
@@ -87,6 +104,7 @@ class HyperpriorCodec(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
+        """Builds all parts."""
         self.transforms()
         self.entropy_bottleneck = FactorizedPrior(self.config.hyper)
         if self.config.lambdas:
@@ -117,7 +135,7 @@ class HyperpriorCodec(nn.Module):
         return 0, self.config.latent
 
     def positions_of(self, i: int, grid: jax.Array) -> jax.Array:
-        """The positions of a map [b, h, w, c] on y's grid that slice i codes, as a smaller map."""
+        """The positions of a map [b, h, w, c] on y's grid that slice i codes, as a smaller map; NumPy maps stay NumPy."""
         return grid
 
     def pick(self, i: int, y: jax.Array) -> jax.Array:
@@ -137,12 +155,12 @@ class HyperpriorCodec(nn.Module):
     # -- the frame ------------------------------------------------------------------------------------------------
 
     def analysis(self, x: jax.Array, quality: jax.Array) -> jax.Array:
-        """y [b, h/16, w/16, m] of images [b, h, w, 3] in [0, 1], h and w multiples of 64, at qualities [b]."""
+        """Y [b, h/16, w/16, m] of images [b, h, w, 3] in [0, 1], h and w multiples of 64, at qualities [b]."""
         y = self.g_a(x).astype(jnp.float32)
         return self.gain_y(y, quality) if self.config.lambdas else y
 
     def hyper_analysis(self, y: jax.Array, quality: jax.Array) -> jax.Array:
-        """z [b, h/64, w/64, n] of y."""
+        """Z [b, h/64, w/64, n] of y."""
         z = self.h_a(y).astype(jnp.float32)
         return self.gain_z(z, quality) if self.config.lambdas else z
 
@@ -152,7 +170,7 @@ class HyperpriorCodec(nn.Module):
         return {"y": y, "z": self.hyper_analysis(y, quality)}
 
     def hyper_synthesis(self, z_hat: jax.Array, quality: jax.Array) -> jax.Array:
-        """psi = h_s(z_hat), on the grid of y."""
+        """Psi = h_s(z_hat), on the grid of y."""
         if self.config.lambdas:
             z_hat = self.gain_z(z_hat, quality, inverse=True)
         return self.h_s(z_hat).astype(jnp.float32)
@@ -218,20 +236,19 @@ class HyperpriorCodec(nn.Module):
             table = jnp.broadcast_to(GAUSSIAN_TABLES + jnp.arange(self.config.hyper, dtype=jnp.int32), shape)
             return table, jnp.broadcast_to(self.median(), shape), jnp.zeros(shape)
         scale, mean = self.predict_y(i - 1, state)
-        table = jnp.searchsorted(jnp.asarray(SCALE_THRESHOLDS, jnp.float32), scale, method="compare_all")
+        thresholds = jnp.asarray(SCALE_THRESHOLDS[self.config.scale_rule], jnp.float32)
+        table = jnp.searchsorted(thresholds, scale, method="compare_all")
         return table.astype(jnp.int32), mean, scale
 
     def values_of(self, i: int, latents: Latents) -> jax.Array:
         """The part of the latents that slice i codes."""
         return latents["z"] if i == 0 else self.pick(i - 1, latents["y"])
 
-    def inside(self, i: int, state: State, size: jax.Array) -> jax.Array:
-        """Which positions of slice i [1, h, w, 1] belong to an image of true `size` (height, width), not to its padding."""
-        stride = 64 if i == 0 else 16
-        h, w = state["z_hat" if i == 0 else "y_hat"].shape[1:3]
-        rows = jnp.arange(h)[:, None] < -(-size[0] // stride)
-        columns = jnp.arange(w)[None, :] < -(-size[1] // stride)
-        mask = (rows & columns)[None, :, :, None]
+    def inside(self, i: int, grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+        """Which positions of slice i belong to an image of true `size` (height, width), not to its padding: host, [1, h, w, 1]."""
+        stride, scale = (64, 1) if i == 0 else (16, 4)
+        rows, columns = (np.arange(scale * n) < -(-side // stride) for n, side in zip(grid, size, strict=True))
+        mask = (rows[:, None] & columns[None, :])[None, :, :, None]
         return mask if i == 0 else self.positions_of(i - 1, mask)
 
     def likelihood_of(self, i: int, values: jax.Array, mean: jax.Array, scale: jax.Array) -> jax.Array:

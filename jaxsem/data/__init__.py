@@ -1,0 +1,1 @@
+"""Photos, data sets and batches."""

@@ -25,7 +25,16 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from jaxsem.errors import InputError
 from jaxsem.files import check_output, describe, why_unreadable, write_file
 
-__all__ = ["MAX_PIXELS", "PHOTO_SUFFIXES", "list_images", "pixels_from", "read_image", "write_image"]
+__all__ = [
+    "MAX_PIXELS",
+    "PHOTO_SUFFIXES",
+    "check_suffix",
+    "encode_image",
+    "list_images",
+    "pixels_from",
+    "read_image",
+    "write_image",
+]
 
 MAX_PIXELS = 1 << 28
 PHOTO_SUFFIXES = frozenset(
@@ -171,22 +180,51 @@ def write_image(path: str | os.PathLike, pixels: np.ndarray, force: bool = False
         InputError: an unknown suffix, unusable pixels, or an image too large for the format.
         OutputError: the file exists and `force` is false, or it cannot be written.
     """
+    check_suffix(path)
+    check_output(path, force)
+    write_file(path, encode_image(pixels, Path(path).suffix, str(path)), force)
+
+
+def check_suffix(path: str | os.PathLike) -> None:
+    """Refuses a path whose suffix `write_image` does not know, so that long work can fail before it starts.
+
+    Args:
+        path: the file to be written.
+
+    Raises:
+        InputError: an unknown suffix.
+    """
     suffix = Path(path).suffix.lower()
     if suffix not in _WRITERS:
         known = ", ".join(sorted(filter(None, _WRITERS)))
         raise InputError(f"{path} has the suffix {suffix}, in which no image can be written: use one of {known}.")
-    check_output(path, force)
+
+
+def encode_image(pixels: np.ndarray, suffix: str, called: str = "The image") -> bytes:
+    """Gives the bytes of an image file.
+
+    Args:
+        pixels: a uint8 array in a form that `pixels_from` takes.
+        suffix: chooses the format as in `write_image`.
+        called: what an error calls the image.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: unusable pixels, or an image too large for the format.
+    """
     pixels = pixels_from(pixels, max_pixels=1 << 31)
-    kind, options = _WRITERS[suffix]
+    kind, options = _WRITERS[suffix.lower()]
     buffer = io.BytesIO()
     try:
         Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, kind, **options)
     except Exception as error:  # each of Pillow's writers has its own way to say that a size is beyond it
         height, width = pixels.shape[:2]
         raise InputError(
-            f"{path}: Pillow cannot write {width}x{height} pixels as {kind} ({describe(error)}): use .png."
+            f"{called}: Pillow cannot write {width}x{height} pixels as {kind} ({describe(error)}): use .png."
         ) from error
-    write_file(path, buffer.getbuffer(), force)
+    return buffer.getvalue()
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:

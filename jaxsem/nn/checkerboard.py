@@ -9,12 +9,12 @@ import jax.numpy as jnp
 
 
 def pack(x: jax.Array, anchor: bool) -> jax.Array:
-    """The anchors or the others of [b, h, w, c], h and w even, as [b, h, w / 2, c]."""
+    """The anchors or the others of [b, h, w, c], h and w even, as [b, h, w / 2, c]; NumPy arrays stay NumPy arrays."""
     b, h, w, c = x.shape
     first = 0 if anchor else 1
     cells = x.reshape(b, h // 2, 2, w // 2, 2, c)
     even, odd = cells[:, :, :1, :, first], cells[:, :, 1:, :, 1 - first]
-    return jnp.concatenate([even, odd], axis=2).reshape(b, h, w // 2, c)
+    return x.__array_namespace__().concat([even, odd], axis=2).reshape(b, h, w // 2, c)
 
 
 def unpack(x: jax.Array, anchor: bool) -> jax.Array:

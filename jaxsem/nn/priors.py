@@ -5,6 +5,7 @@ Source: Balle et al., Variational image compression with a scale hyperprior (ICL
 """
 
 import math
+from itertools import pairwise
 
 import flax.linen as nn
 import jax
@@ -47,7 +48,8 @@ class FactorizedPrior(nn.Module):
     channels: int
 
     def setup(self) -> None:
-        for i, (fan_in, fan_out) in enumerate(zip(_WIDTHS, _WIDTHS[1:])):
+        """Makes the parameters of all channels, stacked on the first axis."""
+        for i, (fan_in, fan_out) in enumerate(pairwise(_WIDTHS)):
             # Chosen so that the composed slopes make the initial density about 10 wide.
             value = math.log(math.expm1(1 / (10 ** (1 / 5) * fan_out)))
             shape = (self.channels, fan_out, fan_in)

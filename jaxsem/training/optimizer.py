@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxsem.errors import InputError
@@ -14,11 +15,15 @@ class OptimizerConfig:
     """What the optimiser does; steps are not in it, so that a recipe can be shortened without touching it.
 
     Attributes:
-        name: "adam" or "adamw".
+        name: "adam", "adamw", or "muon": orthogonalised momentum for kernels of two or more dimensions, as matrices of
+            (fan-in, out), and Adam for the rest, with updates of Adam's usual size, so that one learning rate serves both.
         learning_rate: The peak of the schedule.
-        schedule: "constant", "cosine" (down to `final_scale`) or "steps" (times `drop_factor` at each of `drops`).
+        schedule: "constant", "cosine" (down to `final_scale`), "steps" (times `drop_factor` at each of `drops`), or
+            "trapezoid": constant, then from `decay_start` on down to `final_scale` as 1 - sqrt(progress), so that a run
+            can be lengthened without having wasted its high rates.
         warmup_steps: Steps of linear warm-up from 0; they count as training steps.
-        final_scale: What is left of the learning rate at the end of the cosine, as a fraction.
+        final_scale: What is left of the learning rate at the end of the cosine or the trapezoid, as a fraction.
+        decay_start: Where the trapezoid begins to fall, as a fraction of all training steps.
         drops: When "steps" lowers the rate, as fractions of all training steps, in (0, 1).
         drop_factor: What each drop multiplies the rate by.
         b1: Decay of Adam's first moment.
@@ -35,6 +40,7 @@ class OptimizerConfig:
     schedule: str = "constant"
     warmup_steps: int = 0
     final_scale: float = 0.0
+    decay_start: float = 0.8
     drops: tuple[float, ...] = ()
     drop_factor: float = 0.1
     b1: float = 0.9
@@ -51,9 +57,11 @@ class OptimizerConfig:
         Raises:
             InputError: Names the field, its value and what is allowed.
         """
-        _check(self.name in ("adam", "adamw"), "name", self.name, "adam or adamw")
+        _check(self.name in ("adam", "adamw", "muon"), "name", self.name, "adam, adamw or muon")
         _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number above 0")
-        _check(self.schedule in ("constant", "cosine", "steps"), "schedule", self.schedule, "constant, cosine or steps")
+        schedules = ("constant", "cosine", "steps", "trapezoid")
+        _check(self.schedule in schedules, "schedule", self.schedule, "one of " + ", ".join(schedules))
+        _check(0 < self.decay_start < 1, "decay_start", self.decay_start, "a number between 0 and 1")
         _check(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more")
         _check(0 <= self.final_scale <= 1, "final_scale", self.final_scale, "a number from 0 to 1")
         _check(all(0 < d < 1 for d in self.drops), "drops", self.drops, "fractions between 0 and 1")
@@ -98,6 +106,8 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         if min(boundaries) <= 0:
             raise InputError(f"drops={config.drops} of {steps} steps begin within the {warmup} warm-up steps")
         main = optax.piecewise_constant_schedule(peak, boundaries)
+    elif config.schedule == "trapezoid":
+        main = _trapezoid(peak, round(config.decay_start * steps) - warmup, steps - warmup, config.final_scale)
     else:
         main = optax.constant_schedule(peak)
     if not warmup:
@@ -105,8 +115,16 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), main], [warmup])
 
 
+def _trapezoid(peak: float, start: int, end: int, final_scale: float) -> optax.Schedule:
+    def schedule(step):
+        progress = jnp.clip((step - start) / (end - start), 0.0, 1.0)
+        return peak * (final_scale + (1 - final_scale) * (1 - jnp.sqrt(progress)))
+
+    return schedule
+
+
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Builds the optimiser: clip by global norm, Adam, weight decay, multipliers, learning rate, in this order.
+    """Builds the optimiser: clip by global norm, Adam or Muon, weight decay, learning rate, multipliers.
 
     Args:
         config: The optimiser's config.
@@ -118,14 +136,43 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     parts = []
     if config.clip_norm is not None:
         parts.append(optax.clip_by_global_norm(config.clip_norm))
-    parts.append(optax.scale_by_adam(config.b1, config.b2, config.eps))
-    if config.weight_decay:
-        mask = _named(lambda name, _: re.search(config.decay_pattern, name) is not None)
-        parts.append(optax.add_decayed_weights(config.weight_decay, mask))
+    schedule = make_schedule(config, steps)
+    if config.name == "muon":
+        parts.append(_muon(config, schedule))
+    else:
+        parts.append(optax.scale_by_adam(config.b1, config.b2, config.eps))
+        if config.weight_decay:
+            mask = _named(lambda name, _: re.search(config.decay_pattern, name) is not None)
+            parts.append(optax.add_decayed_weights(config.weight_decay, mask))
+        parts.append(optax.scale_by_learning_rate(schedule))
     if config.multipliers:
         parts.append(_scale_by_name(config.multipliers))
-    parts.append(optax.scale_by_learning_rate(make_schedule(config, steps)))
     return optax.chain(*parts)
+
+
+def _muon(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Muon for kernels, Adam for everything else.
+
+    Source: Jordan et al., Muon (2024); the updates' scale after Liu et al., Muon is Scalable for LLM Training (2025); three
+    iterations suffice with the preconditioning of Boissin et al., Turbo-Muon (2025).
+    """
+    from optax import contrib
+
+    def as_matrix(name, leaf):
+        if not name.endswith("kernel") or leaf.ndim < 2:
+            return None
+        return contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), (leaf.ndim - 1,))
+
+    return contrib.muon(
+        schedule,
+        ns_steps=3,
+        preconditioning="aol",
+        consistent_rms=0.2,
+        eps=config.eps,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        muon_weight_dimension_numbers=_named(as_matrix),
+    )
 
 
 def _named(function):

@@ -1,0 +1,201 @@
+"""The `jaxsem` command: its arguments, and how mistakes reach the user. The work is in `jaxsem.commands`.
+
+Exit status: 0 all is well; 1 some of many files failed; 2 nothing was done, for the reason in the sentence on standard
+error; 130 interrupted; 141 the reader of standard output went away.
+"""
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from jaxsem.commands import console
+from jaxsem.errors import JaxsemError
+from jaxsem.version import __version__
+
+DEFAULT_PRESET = "elic-mini"
+_IMAGE_FORMATS = ("png", "webp", "tiff", "bmp", "ppm", "jpg", "avif")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+      argv: The arguments, without the program's name; those of this process by default.
+
+    Returns:
+      The exit status; see the module's docstring.
+    """
+    args = build_parser().parse_args(argv)
+    _silence_libraries()
+    try:
+        status = importlib.import_module(f"jaxsem.commands.{args.command}").run(args)
+        console.flush()
+        return status
+    except JaxsemError as error:
+        console.complain(str(error))
+        return 2
+    except MemoryError:
+        console.complain("the memory does not suffice: compress or decompress smaller images, or fewer at a time")
+        return 2
+    except KeyboardInterrupt:
+        console.complain("interrupted; what was finished before is complete, and nothing is half-written")
+        return 130
+    except BrokenPipeError:
+        console.forget_output()
+        return 141
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; a command's name in `args.command` is its module in `jaxsem.commands`."""
+    parser = argparse.ArgumentParser(
+        prog="jaxsem",
+        description="Compress images with learned codecs. `jaxsem COMMAND --help` tells more about each command.",
+    )
+    parser.add_argument("--version", action="version", version=f"jaxsem {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in (_demo, _compress, _decompress, _info, _eval, _train, _presets):
+        add(commands)
+    return parser
+
+
+def _command(commands, name: str, module: str, summary: str, details: str = "") -> argparse.ArgumentParser:
+    description = f"{summary[0].upper()}{summary[1:]}. {details}".strip()
+    parser = commands.add_parser(name, help=summary, description=description)
+    parser.set_defaults(command=module)
+    return parser
+
+
+def _demo(commands) -> None:
+    parser = _command(
+        commands,
+        "demo",
+        "demo",
+        "compress bundled photos and write a page with pictures and a table",
+        "Nothing is downloaded and nothing is opened; the last line names the page.",
+    )
+    parser.add_argument("--out", metavar="DIR", default="jaxsem-demo", help="folder of the page (default: %(default)s)")
+    _add_force(parser)
+    _add_quiet(parser)
+
+
+def _compress(commands) -> None:
+    parser = _command(
+        commands,
+        "compress",
+        "compress",
+        "compress photos to .jsem files",
+        "Each photo gets a .jsem file beside it, or in the folder OUT, where the tree of a given folder is mirrored. A "
+        "bad photo among many does not stop the others; the exit status is then 1.",
+    )
+    add = parser.add_argument
+    add("photos", metavar="PHOTO", nargs="+", help="a photo, a folder (all photos below it), or - for standard input")
+    add("-o", "--output", metavar="OUT", help="a file for one photo, a folder for many, or - for standard output")
+    add("--archive", metavar="FILE", help="write all photos to this one file instead")
+    _add_weights(parser, f"the codec: a preset, a folder of weights or a Hugging Face id (default: {DEFAULT_PRESET})")
+    quality = "0 gives the smallest file; fractions are allowed (default: the middle of the preset's range)"
+    add("--quality", metavar="Q", type=float, help=quality)
+    _add_force(parser)
+    _add_quiet(parser)
+    add("--json", action="store_true", help="print the results as JSON")
+
+
+def _decompress(commands) -> None:
+    parser = _command(
+        commands,
+        "decompress",
+        "decompress",
+        "bring images back from .jsem files",
+        "Each image gets a PNG beside its file, or in the folder OUT; the images of an archive get the names that it "
+        "holds, in a folder of the archive's name. The codec is found by the digest in the file.",
+    )
+    add = parser.add_argument
+    add("files", metavar="FILE", nargs="+", help="a .jsem file or archive, a folder of them, or - for standard input")
+    output = "a file for one image (its suffix chooses the format), a folder for many, or - for standard output"
+    add("-o", "--output", metavar="OUT", help=output)
+    add("--format", choices=_IMAGE_FORMATS, default="png", help="where OUT does not choose it (default: %(default)s)")
+    _add_weights(parser, "the codec, where the file's own is not among the shipped presets")
+    _add_force(parser)
+    _add_quiet(parser)
+    add("--json", action="store_true", help="print the results as JSON")
+
+
+def _info(commands) -> None:
+    summary = "tell what .jsem files hold: sizes by section, bits per pixel, quality, preset"
+    add = _command(commands, "info", "info", summary).add_argument
+    add("files", metavar="FILE", nargs="+", help="a .jsem file or archive, a folder of them, or - for standard input")
+    add("--json", action="store_true", help="print JSON instead of tables")
+
+
+def _eval(commands) -> None:
+    parser = _command(
+        commands,
+        "eval",
+        "evaluate",
+        "measure a codec on a data set",
+        "Every image is compressed to the bytes of a .jsem file and decompressed from them; rates count whole files.",
+    )
+    add = parser.add_argument
+    add("preset", metavar="PRESET", help="a preset, a folder of weights or a Hugging Face id")
+    add("--data", metavar="SPEC", required=True, help="a folder of photos, or tfds:name/split")
+    add("--weights", metavar="FILE", help="weights for a preset that comes without")
+    add("--quality", metavar="Q", type=float, nargs="+", help="qualities to measure (default: all whole ones)")
+    add("--limit", metavar="N", type=_positive, help="use the first N images only")
+    add("--json", metavar="FILE", help="write the record, with rows by image, to FILE; - is standard output")
+    _add_force(parser)
+    _add_quiet(parser)
+
+
+def _train(commands) -> None:
+    parser = _command(
+        commands,
+        "train",
+        "train",
+        "train a codec by a recipe",
+        "Checkpoints, metrics and weights go to the folder DIR; a run that was interrupted is resumed from there.",
+    )
+    add = parser.add_argument
+    add("recipe", metavar="RECIPE", help="name of a recipe in experiments/, or a path to one")
+    add("--workdir", metavar="DIR", help="folder of the run (default: runs/NAME, after the recipe)")
+    overrides = "change a setting of the recipe; may be repeated"
+    add("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help=overrides)
+    add("--quick", action="store_true", help="a tiny run that shows that everything works")
+    _add_quiet(parser)
+
+
+def _presets(commands) -> None:
+    parser = _command(commands, "presets", "presets", "list the presets: sizes, licence, measured rate-distortion")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _add_weights(parser: argparse.ArgumentParser, summary: str) -> None:
+    parser.add_argument("--preset", metavar="NAME", help=summary)
+    parser.add_argument("--weights", metavar="FILE", help="weights file for the preset, or a codec of its own")
+
+
+def _add_force(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="replace existing files")
+
+
+def _add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _silence_libraries() -> None:
+    """Keeps the notes of JAX and XLA (no accelerator found, a cache entry not written) from a user's terminal."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*persistent compilation cache.*")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""`jaxsem demo`: compresses the bundled photos, decodes the files again, and writes one page with pictures and a table."""
+
+import html
+from pathlib import Path
+
+import numpy as np
+
+from jaxsem import pipeline, presets
+from jaxsem.codec import Codec
+from jaxsem.container import pack
+from jaxsem.data.images import list_images, read_image, write_image
+from jaxsem.files import make_folder, write_file
+from jaxsem.metrics import anchors
+from jaxsem.results import Row, hardware, image_row
+
+PRESET = "elic-mini"
+CREDITS = {
+    "astronaut": "Eileen Collins, NASA, public domain",
+    "chelsea": "Chelsea the cat by Stefan van der Walt, CC0",
+    "coffee": "Coffee by Rachel Michetti, CC0",
+    "rocket": "Falcon 9 by SpaceX, CC0",
+}
+
+
+def run_demo(out: str | Path, quiet: bool = False, force: bool = False) -> Path:
+    """Runs the demo.
+
+    Args:
+      out: Folder for the page, its pictures and the `.jsem` files; made if need be.
+      quiet: Whether to print nothing.
+      force: Whether to replace the files of an earlier demo.
+
+    Returns:
+      The page, `index.html` in the folder.
+
+    Raises:
+      OutputError: The folder cannot be written, or it holds a page already and `force` is not given.
+    """
+    out = make_folder(out)
+    photos = {path.stem: read_image(path) for path in list_images(presets.ASSETS / "photos")}
+    base = presets.load(PRESET)
+    rows: list[Row] = []
+    for name, photo in photos.items():
+        write_image(out / f"{name}.png", photo, force)
+        for quality in range(len(base.lambdas)):
+            row, jpeg = _measure(base.at_quality(quality), name, photo, out, force)
+            rows += [row, *jpeg]
+            if not quiet:
+                print(f"{name}, quality {quality}: {row['bytes']:,} bytes, {row['bpp']:.3f} bpp, {row['psnr']:.2f} dB")
+    page = out / "index.html"
+    write_file(page, _page(base, photos, rows).encode(), force)
+    if not quiet:
+        print(f"The page: {page}")
+    return page
+
+
+def _measure(codec: Codec, name: str, photo: np.ndarray, out: Path, force: bool) -> tuple[Row, list[Row]]:
+    """Compresses one photo to a real file, reads it back, and does the same with the JPEG of nearest size."""
+    stem = f"{name}-q{codec.quality:g}"
+    [result] = pipeline.compress_items(codec, [photo])
+    data = pack(result.item, codec.digest)
+    write_file(out / f"{stem}.jsem", data, force)
+    [again] = pipeline.decompress(codec, [data])
+    write_image(out / f"{stem}.png", again, force)
+    row = image_row(name, codec.quality, len(data), photo, again, result.estimated_bits)
+    return {**row, "bytes": len(data), "codec": PRESET, "file": f"{stem}.png"}, _jpeg(
+        name, stem, photo, len(data), out, force
+    )
+
+
+def _jpeg(name: str, stem: str, photo: np.ndarray, size: int, out: Path, force: bool) -> list[Row]:
+    """The largest JPEG not above `size` bytes; none if even quality 1 is larger."""
+    jpeg = anchors.find_anchor("jpeg")
+    low, high = 0, 100  # invariant: quality `low` fits (or is 0), `high` does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if len(anchors.encode(jpeg, photo, middle)) <= size else (low, middle)
+    if low == 0:
+        return []
+    data = anchors.encode(jpeg, photo, low)
+    file = f"{stem}-jpeg.jpg"
+    write_file(out / file, data, force)
+    row = image_row(name, low, len(data), photo, anchors.decode(data))
+    return [{**row, "bytes": len(data), "codec": "JPEG", "file": file}]
+
+
+# -- the page --------------------------------------------------------------------------------------------------------------
+
+_STYLE = """
+:root { --ink: #1c1f23; --soft: #667079; --line: #e3e6e9; --paper: #fbfbfa; --accent: #0b6e99; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8eaec; --soft: #98a2ab; --line: #30363b; --paper: #15181b; --accent: #6cc3e8; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2.5rem 1.5rem 5rem; max-width: 90rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
+h1 { font-size: 1.7rem; margin: 0 0 .3rem; letter-spacing: -.01em; }
+h2 { font-size: 1.15rem; margin: 3rem 0 .2rem; text-transform: capitalize; }
+p { margin: .2rem 0 1rem; max-width: 48rem; color: var(--soft); }
+.strip { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1rem; align-items: start; }
+figure { margin: 0; }
+img { width: 100%; height: auto; display: block; border-radius: 4px; }
+figcaption { font-size: .85rem; color: var(--soft); padding-top: .35rem; font-variant-numeric: tabular-nums; }
+figcaption b { color: var(--ink); }
+.none { border: 1px dashed var(--line); border-radius: 4px; display: grid; place-items: center; padding: 1rem;
+  color: var(--soft); font-size: .85rem; text-align: center; }
+table { border-collapse: collapse; margin-top: 1rem; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { text-align: right; padding: .3rem .9rem; border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { text-align: left; text-transform: capitalize; }
+th { color: var(--soft); font-weight: 500; }
+.better { color: var(--accent); font-weight: 600; }
+"""
+
+
+def _page(codec: Codec, photos: dict[str, np.ndarray], rows: list[Row]) -> str:
+    sections = "".join(_section(name, photo, rows) for name, photo in photos.items())
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>jaxsem demo</title><style>{_STYLE}</style>
+<h1>jaxsem: photos in a few kilobytes</h1>
+<p>Each photo was compressed with <b>{PRESET}</b> to a real file at {len(codec.lambdas)} qualities and decoded from it again
+({hardware()}). Below each reconstruction stands the best JPEG that is no larger: optimised, 4:2:0. Rates count every
+byte of the file.</p>
+{sections}
+<h2>All numbers</h2>
+{_table(rows)}
+</html>
+"""
+
+
+def _section(name: str, photo: np.ndarray, rows: list[Row]) -> str:
+    height, width = photo.shape[:2]
+    mine = [row for row in rows if row["image"] == name and row["codec"] == PRESET]
+    original = _figure(f"{name}.png", width, height, f"<b>Original</b><br>{width} × {height}, 24 bpp")
+    top = "".join(_figure(r["file"], width, height, _caption("Quality " + f"{r['quality']:g}", r)) for r in mine)
+    bottom = ""
+    for row in mine:
+        jpeg = next((r for r in rows if r["codec"] == "JPEG" and r["file"].startswith(row["file"][:-4] + "-")), None)
+        bottom += (
+            _figure(jpeg["file"], width, height, _caption(f"JPEG {jpeg['quality']:g}", jpeg))
+            if jpeg
+            else f'<div class="none" style="aspect-ratio: {width}/{height}">No JPEG is this small:<br>quality 1 is larger</div>'
+        )
+    credit = html.escape(CREDITS.get(name, ""))
+    return (
+        f"<h2>{html.escape(name)}</h2><p>{credit}</p><div class='strip'>{original}{top}</div>"
+        f"<div class='strip' style='margin-top: 1rem'><div></div>{bottom}</div>"
+    )
+
+
+def _figure(file: str, width: int, height: int, caption: str) -> str:
+    alt = html.escape(caption.split("</b>")[0].replace("<b>", ""))
+    return (
+        f'<figure><img src="{html.escape(file)}" width="{width}" height="{height}" alt="{alt}" loading="lazy">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def _caption(title: str, row: Row) -> str:
+    quality = f"{row['psnr']:.2f} dB" + (f", MS-SSIM {row['ms_ssim']:.3f}" if row["ms_ssim"] is not None else "")
+    return f"<b>{title}</b>: {row['bytes']:,} bytes<br>{row['bpp']:.3f} bpp, {quality}"
+
+
+def _table(rows: list[Row]) -> str:
+    head = "<tr><th>Photo</th><th>Codec</th><th>Quality</th><th>Bytes</th><th>bpp</th><th>Estimated bpp</th><th>PSNR, dB</th><th>MS-SSIM</th></tr>"
+    body = ""
+    for row in rows:
+        estimated = "" if row["estimated_bpp"] is None else f"{row['estimated_bpp']:.4f}"
+        similarity = "" if row["ms_ssim"] is None else f"{row['ms_ssim']:.4f}"
+        body += (
+            f"<tr><td>{html.escape(row['image'])}</td><td>{row['codec']}</td><td>{row['quality']:g}</td><td>{row['bytes']:,}</td>"
+            f"<td>{row['bpp']:.4f}</td><td>{estimated}</td><td>{row['psnr']:.2f}</td><td>{similarity}</td></tr>"
+        )
+    return f"<table>{head}{body}</table>"

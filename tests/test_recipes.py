@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import pytest
+
+import jaxsem.pipeline
+from jaxsem import presets, recipes
+from jaxsem.errors import InputError
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+RECIPES = sorted(path.name for path in EXPERIMENTS.glob("*.py") if not path.name.startswith("_"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_quick_mode_trains_saves_and_loads(name, tmp_path, noise_photo):
+    path = recipes.run_recipe(EXPERIMENTS / name, tmp_path, quick=True, quiet=True)
+    codec = presets.load(str(tmp_path))
+    assert path == tmp_path / presets.WEIGHTS_NAME
+    photo = noise_photo(64, 64)
+    [again] = jaxsem.pipeline.decompress(codec, jaxsem.pipeline.compress(codec, [photo]))
+    assert again.shape == photo.shape
+
+
+def test_overrides_reach_inside_and_are_strict():
+    recipe, _ = recipes.read_recipe(EXPERIMENTS / "elic_mini.py")
+    values = recipes.parse_overrides(["steps=7", "optimizer.learning_rate=1e-2", "data=some folder", "config.hyper=32"])
+    changed = recipes.override(recipe, values)
+    assert (changed.steps, changed.optimizer.learning_rate, changed.data, changed.config.hyper) == (
+        7,
+        1e-2,
+        "some folder",
+        32,
+    )
+    with pytest.raises(InputError, match="did you mean 'steps'"):
+        recipes.override(recipe, {"step": 3})
+    with pytest.raises(InputError, match="cannot become 'many'"):
+        recipes.override(recipe, {"steps": "many"})
+    with pytest.raises(InputError, match="key=value"):
+        recipes.parse_overrides(["steps"])
+
+
+def test_a_recipe_without_data_says_how_to_give_it(tmp_path):
+    with pytest.raises(InputError, match="--set data=FOLDER"):
+        recipes.run_recipe(EXPERIMENTS / "elic_mini.py", tmp_path, quiet=True)
+
+
+def test_a_missing_recipe_lists_those_there_are(tmp_path):
+    with pytest.raises(InputError, match="no recipe file"):
+        recipes.read_recipe(tmp_path / "none.py")
