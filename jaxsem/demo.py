@@ -88,7 +88,8 @@ def _jpeg(name: str, stem: str, photo: np.ndarray, size: int, out: Path, force: 
 
 _STYLE = """
 :root { --ink: #1c1f23; --soft: #667079; --line: #e3e6e9; --paper: #fbfbfa; --accent: #0b6e99; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8eaec; --soft: #98a2ab; --line: #30363b; --paper: #15181b; --accent: #6cc3e8; } }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8eaec; --soft: #98a2ab; --line: #30363b; --paper: #15181b; --accent: #6cc3e8; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2.5rem 1.5rem 5rem; max-width: 90rem; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
@@ -106,7 +107,6 @@ table { border-collapse: collapse; margin-top: 1rem; font-variant-numeric: tabul
 th, td { text-align: right; padding: .3rem .9rem; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; text-transform: capitalize; }
 th { color: var(--soft); font-weight: 500; }
-.better { color: var(--accent); font-weight: 600; }
 """
 
 
@@ -160,7 +160,8 @@ def _caption(title: str, row: Row) -> str:
 
 
 def _table(rows: list[Row]) -> str:
-    head = "<tr><th>Photo</th><th>Codec</th><th>Quality</th><th>Bytes</th><th>bpp</th><th>Estimated bpp</th><th>PSNR, dB</th><th>MS-SSIM</th></tr>"
+    names = ("Photo", "Codec", "Quality", "Bytes", "bpp", "Estimated bpp", "PSNR, dB", "MS-SSIM")
+    head = "<tr>" + "".join(f"<th>{name}</th>" for name in names) + "</tr>"
     body = ""
     for row in rows:
         estimated = "" if row["estimated_bpp"] is None else f"{row['estimated_bpp']:.4f}"

@@ -46,7 +46,8 @@ class Progress:
         self._done += 1
         if self._first is None:
             self._first = now
-        if not self._quiet and now - self._shown >= (_REDRAW if self._redraws else _EVERY):
+        due = now - self._shown >= (_REDRAW if self._redraws else _EVERY)
+        if due and not self._quiet and self._done < self._total:
             self._shown = now
             self._show(self.line(now))
 
@@ -58,7 +59,7 @@ class Progress:
             self._width = 0
 
     def line(self, now: float) -> str:
-        """The text: `12 of 240 photos, 3.1 photos/s, 1 min 14 s left`; the rate leaves the first step out, which compiles."""
+        """The text: `12 of 240 photos, 3.1 photos/s, 1 min 14 s left`; the first step, which compiles, is left out."""
         text = f"{self._done} of {self._total} {self._unit}"
         elapsed = now - self._first
         if self._done < 2 or elapsed <= 0:

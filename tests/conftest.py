@@ -52,3 +52,31 @@ def noise_photo():
         return np.clip(image + 128, 0, 255).astype(np.uint8)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_preset(tiny_codec, tmp_path_factory) -> str:
+    """The folder of `tiny_codec`'s weights file, as `--preset` takes it."""
+    from jaxsem import presets
+
+    folder = tmp_path_factory.mktemp("presets") / "tiny"
+    folder.mkdir()
+    presets.save(tiny_codec, folder, "elic", {})
+    return str(folder)
+
+
+@pytest.fixture
+def command(capsysbinary):
+    """Runs the `jaxsem` command in this process: `command("info", path)` gives the exit status, its output and its errors."""
+    from jaxsem.cli import main
+
+    def run(*arguments) -> tuple[int, bytes, str]:
+        capsysbinary.readouterr()
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as exit:  # argparse, on --help and on misuse
+            status = exit.code
+        out, err = capsysbinary.readouterr()
+        return status, out, err.decode()
+
+    return run

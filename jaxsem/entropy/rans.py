@@ -105,10 +105,10 @@ class Encoder:
         entries, precision = self._tables.coding.entries, self._tables.precision
         positions = np.concatenate([np.zeros(0, np.int32), *self._positions])
         if _use_compiled(self._backend, len(positions), AUTO_ENCODE):
-            state, pieces = compiled.encode(START, positions, entries, precision, BOUND_BITS)
+            state, pieces = compiled.encode(START + seal, positions, entries, precision, BOUND_BITS)
         else:
             out = bytearray()
-            state = reference.encode_steps(START, entries[positions[::-1]].tolist(), precision, BOUND_BITS, out)
+            state = reference.encode_steps(START + seal, entries[positions[::-1]].tolist(), precision, BOUND_BITS, out)
             pieces = [bytes(reversed(out))]
         return b"".join([state.to_bytes(STATE_BYTES), *pieces])
 

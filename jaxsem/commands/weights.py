@@ -1,0 +1,76 @@
+"""Which codec a command uses: the one that is named, or the shipped one that a file's digest tells."""
+
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+from jaxsem.codec import Codec
+from jaxsem.codecs import build_module
+from jaxsem.errors import WeightsError
+from jaxsem.pipeline import check_weights
+from jaxsem.presets import ASSETS, PRESETS, load
+from jaxsem.weights.native import identity, read_weights
+
+
+class HasDigest(Protocol):
+    """A single file or an archive."""
+
+    digest: bytes
+
+
+def open_codec(preset: str | None, weights: str | None, default: str, quality: float | None = None) -> Codec:
+    """The codec that `--preset` and `--weights` name; weights alone are a codec of their own."""
+    if preset is None and weights is not None:
+        return load(weights, quality)
+    return load(preset or default, quality, weights)
+
+
+@lru_cache(maxsize=1)
+def shipped_digests() -> dict[str, bytes]:
+    """The digest of every preset whose weights are shipped, by name; nothing is put on a device for it."""
+    digests = {}
+    for preset in PRESETS.values():
+        if preset.weights is not None:
+            file = read_weights(Path(ASSETS, preset.weights))
+            config = asdict(build_module(file.system, file.config).config)
+            digests[preset.name] = identity(config, file.params, file.tables)
+    return digests
+
+
+def preset_of(digest: bytes) -> str | None:
+    """The shipped preset with this digest, or beginning of one."""
+    return next((name for name, full in shipped_digests().items() if full.startswith(digest)), None)
+
+
+class Finder:
+    """Finds the codec of each file and loads it once.
+
+    Args:
+      preset: Use this one and no other.
+      weights: Likewise; see `open_codec`.
+    """
+
+    def __init__(self, preset: str | None, weights: str | None):
+        self._named = None if preset is None and weights is None else open_codec(preset, weights, "")
+        self._loaded: dict[bytes, Codec] = {}
+
+    def codec_for(self, file: HasDigest) -> Codec:
+        """The codec that a file or archive was made with.
+
+        Raises:
+          WeightsError: It is not the named one, or none of the shipped ones.
+        """
+        if self._named is not None:
+            check_weights(self._named, file)
+            return self._named
+        if file.digest not in self._loaded:
+            name = preset_of(file.digest)
+            if name is None:
+                shipped = ", ".join(shipped_digests()) or "none is shipped"
+                raise WeightsError(
+                    f"the file was made with weights {file.digest.hex()}, which no shipped preset has ({shipped}): "
+                    "name them with --preset or --weights"
+                )
+            self._loaded[file.digest] = load(name)
+        return self._loaded[file.digest]
