@@ -20,7 +20,7 @@ CONFIG = ElicConfig(
     groups=(8, 8, 16, 32, 64),
     context=(96, 64),
     variant="chandelier",
-    lambdas=(0.0008, 0.0022, 0.006, 0.016),
+    lambdas=(0.0003, 0.001, 0.0035, 0.012),
 )
 
 RECIPE = Recipe(
@@ -53,6 +53,6 @@ QUICK = {
     "config.widths": (8, 8, 8),
     "config.latent": 16,
     "config.hyper": 8,
-    "config.groups": (2, 2, 4, 4, 4),
+    "config.groups": (4, 12),
     "config.context": (8, 8),
 }

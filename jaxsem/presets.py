@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxsem.codec import Codec
 from jaxsem.codecs import ElicConfig, HyperpriorConfig, build_module, param_shapes
@@ -52,15 +52,6 @@ class Preset:
     results_on: str = "-"
 
 
-MINI = ElicConfig(
-    widths=(32, 64, 96),
-    latent=128,
-    hyper=64,
-    groups=(8, 8, 16, 32, 64),
-    context=(96, 64),
-    lambdas=(0.0008, 0.0022, 0.006, 0.016),
-)
-
 _PRESETS = (
     Preset("elic", "elic", ElicConfig(), "ELIC at its published size; weights from a file of yours"),
     Preset("elic-official", "elic", ElicConfig(variant="official"), "ELIC as CompressAI's Elic2022Official"),
@@ -99,18 +90,20 @@ def load(name: str, quality: float | None = None, weights: str | Path | None = N
     return codec.at_quality(len(codec.lambdas) // 2 if quality is None else quality)
 
 
-def freeze(name: str, module: Any, params: Any) -> Codec:
+def freeze(name: str, module: Any, params: Any, half: bool = True) -> Codec:
     """Builds a codec once from trained parameters: the prior's tails by bisection, and the integer tables.
 
     Args:
       name: What errors call it.
       module: The Flax module.
       params: Trained parameters.
+      half: Whether to round the kernels to float16 values, which halves the weights file.
 
     Returns:
-      The codec; its parameters are rounded as a weights file stores them, so saving and loading changes nothing.
+      The codec; saving and loading it changes nothing.
     """
-    params = half_kernels(jax.device_get(params))
+    params = jax.tree.map(np.asarray, jax.device_get(params))
+    params = half_kernels(params) if half else unflatten_dict(flatten_dict(params))
     prior = params["entropy_bottleneck"]
     parts = [[prior[f"{kind}_{i}"] for i in range(n)] for kind, n in (("matrix", 5), ("bias", 5), ("factor", 4))]
     quantiles = quantiles_by_bisection(*parts).astype(np.float32)
@@ -191,7 +184,8 @@ def _from_any(preset: Preset, path: Path) -> Codec:
     from jaxsem.weights.compressai import load_compressai
 
     module, params = load_compressai(path, preset.system, preset.config)
-    return freeze(preset.name, module, params)
+    # Float32 as published: rounding could move a symbol away from the one that CompressAI codes.
+    return freeze(preset.name, module, params, half=False)
 
 
 def check_params(module: Any, params: Mapping[str, Any], where: str) -> None:

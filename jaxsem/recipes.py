@@ -37,7 +37,7 @@ class Recipe:
       system: Codec family, see `jaxsem.codecs`.
       config: Its config.
       data: Training images: a folder or `tfds:name/split`.
-      valid: Images for choosing the best parameters; the training images' first 24 serve where it is empty.
+      valid: Images for choosing the best parameters; the training images' first 12 serve where it is empty.
       steps: Optimiser steps.
       batch: Images a step.
       crop: Side of the random crops, a multiple of 64.
@@ -158,7 +158,7 @@ def training_loss(module: Any, weight: float) -> Callable:
     return loss_fn
 
 
-def make_evaluation(module: Any, source: Any, weight: float, images: int = 24, side: int = 256) -> Callable:
+def make_evaluation(module: Any, source: Any, weight: float, images: int = 12, side: int = 256) -> Callable:
     """An evaluation with rounding instead of noise, on centre crops of the first images, at every quality.
 
     Returns:

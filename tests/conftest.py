@@ -29,7 +29,7 @@ def tiny_codec():
     from jaxsem import presets
     from jaxsem.codecs import Elic, ElicConfig, init_params
 
-    config = ElicConfig((8, 8, 8), 16, 8, (2, 2, 4, 4, 4), (8, 8), lambdas=(0.001, 0.01))
+    config = ElicConfig((8, 8, 8), 16, 8, (2, 6, 8), (8, 8), lambdas=(0.001, 0.01))
     module = Elic(config)
     params = init_params(module, jax.random.key(0))
     # Random transforms give latents near zero; larger ones exercise the tables and the escapes.
