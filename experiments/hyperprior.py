@@ -1,0 +1,38 @@
+"""The mean-scale hyperprior at its published size, one model per rate.
+
+    jaxsem train experiments/hyperprior.py --set data=PHOTOS --set weight=0.0067
+
+What: Minnen et al., Joint Autoregressive and Hierarchical Priors (NeurIPS 2018), without the autoregressive part: `mbt2018-mean` of the
+CompressAI zoo, whose settings these are: Adam at 1e-4 (1e-3 for the quantiles), batches of 16 crops of 256^2. Rates: weight = 0.0018,
+0.0035, 0.0067, 0.013 with N=128, M=192; 0.025, 0.0483, 0.0932, 0.18 with `--set config.channels=192 --set config.latent=320`.
+Expected on Kodak, from the zoo's results: 0.124 bpp 27.7 dB, 0.198 29.4, 0.307 31.1, 0.461 33.0, 0.662 35.0, 0.914 36.9, 1.234 38.8,
+1.619 40.6. Not run here: it wants an accelerator.
+"""
+
+from jaxsem.codecs import HyperpriorConfig
+from jaxsem.recipes import BUNDLED_PHOTOS, Recipe
+from jaxsem.training import OptimizerConfig
+
+RECIPE = Recipe(
+    name="hyperprior",
+    system="hyperprior",
+    config=HyperpriorConfig(),
+    steps=2_000_000,
+    batch=16,
+    crop=256,
+    weight=0.0067,
+    optimizer=OptimizerConfig(learning_rate=1e-4, clip_norm=1.0, multipliers=(("quantiles", 10.0),)),
+    eval_every=10_000,
+    log_every=100,
+)
+
+QUICK = {
+    "data": BUNDLED_PHOTOS,
+    "steps": 2,
+    "batch": 8,
+    "crop": 64,
+    "log_every": 1,
+    "eval_every": 2,
+    "config.channels": 8,
+    "config.latent": 12,
+}
