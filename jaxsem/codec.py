@@ -14,6 +14,7 @@ nothing (see `jaxsem.entropy.rans`).
 """
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -241,17 +242,42 @@ def decode(codec: Codec, packet: bytes, size: tuple[int, int], grid: tuple[int, 
     Raises:
       FormatError: The packet is damaged, or this machine computed other tables than the encoder.
     """
+    quality = packet_quality(codec, packet)
+    decoder = rans.Decoder(packet[1:], codec.tables)
+    y_hat, check = decode_slices(codec, decoder.pull, quality, size, grid)
+    decoder.finish(check)
+    return y_hat
+
+
+def decode_slices(
+    codec: Codec,
+    pull: Callable[[np.ndarray], np.ndarray],
+    quality: float,
+    size: tuple[int, int],
+    grid: tuple[int, int],
+) -> tuple[jax.Array, int]:
+    """Runs the slices of one image with symbols from anywhere, and waits for the device before each slice.
+
+    Args:
+      codec: The codec.
+      pull: Gives the symbols of the next slice, int32, for their tables, both [symbols of the slice].
+      quality: As the packet holds it.
+      size: True height and width in pixels.
+      grid: Height and width of z.
+
+    Returns:
+      y_hat [1, 4 grid_h, 4 grid_w, m], with its last slice under way, and the 16-bit checksum of the symbols.
+    """
     module, params = codec.module, codec.params
-    state, prediction = _start(module, grid, params, np.full(1, packet_quality(codec, packet), np.float32))
-    decoder, check = rans.Decoder(packet[1:], codec.tables), 0
+    state, prediction = _start(module, grid, params, np.full(1, quality, np.float32))
+    check = 0
     for i in range(module.slices):
         table, mean, _ = prediction
         table = np.asarray(table)
         mask = np.broadcast_to(module.inside(i, grid, size), table.shape)
-        flat = decoder.pull(table[mask])
+        flat = pull(table[mask])
         check = zlib.crc32(flat.astype("<i4").tobytes(), check)
         symbols = np.zeros(table.shape, np.int32)
         symbols[mask] = flat
         state, prediction = _advance(module, i, params, state, symbols, mean)
-    decoder.finish(check & 0xFFFF)
-    return state["y_hat"]
+    return state["y_hat"], check & 0xFFFF

@@ -65,7 +65,7 @@ def compress_stream(
     running: deque[Future] = deque()
     with ThreadPoolExecutor(_WORKERS) as pool:
         for group in _batches(images, size):
-            for position, image, latents in _analyse(codec, group, size):
+            for position, image, latents in analyse_batch(codec, group, size):
                 coded = driver.code_latents(codec, latents, image.shape[:2], codec.quality)
                 running.append(pool.submit(_finish, codec, position, image.shape[:2], coded))
             while len(running) > 2 * size:
@@ -153,7 +153,7 @@ def decompress_items(codec: Codec, items: Sequence[Item], batch: int | None = No
     with ThreadPoolExecutor(_WORKERS) as pool:
         latents = pool.map(lambda item: _decode(codec, item), items)
         for group in _grouped(zip(items, latents, strict=True), size, lambda pair: pair[1].shape):
-            for position, image in _synthesise(codec, group, size):
+            for position, image in synthesise_batch(codec, group, size):
                 images[position] = image
     return images
 
@@ -192,8 +192,12 @@ def _fill(arrays: list, size: int) -> np.ndarray:
     return np.concatenate([*arrays, *[arrays[-1]] * (size - len(arrays))])
 
 
-def _analyse(codec: Codec, group: list, size: int) -> Iterator[tuple[int, Image, dict[str, jax.Array]]]:
-    """Starts the analysis of a batch; gives each image's latents with a batch axis of 1."""
+def analyse_batch(codec: Codec, group: list, size: int) -> Iterator[tuple[int, Image, dict[str, jax.Array]]]:
+    """Starts the analysis of one batch: up to `size` (position, image) pairs of one shape bucket.
+
+    Yields:
+      Position, image, and its latents `y` and `z` with a batch axis of 1, not waited for.
+    """
     padded = [shapes.pad(image)[None] for _, image in group]
     height, width = padded[0].shape[1:3]
     if max(height, width) > shapes.WINDOW:
@@ -243,7 +247,12 @@ def _decode(codec: Codec, item: Item) -> jax.Array:
     return driver.decode(codec, item.sections[PACKET], size, shapes.latent_grid(*size))
 
 
-def _synthesise(codec: Codec, group: list, size: int) -> Iterator[tuple[int, Image]]:
+def synthesise_batch(codec: Codec, group: list, size: int) -> Iterator[tuple[int, Image]]:
+    """Images of one batch: up to `size` (position, (item, y_hat)) pairs of one shape bucket.
+
+    Yields:
+      Position and image, cropped to its true size.
+    """
     qualities = [driver.packet_quality(codec, item.sections[PACKET]) for _, (item, _) in group]
     latents = [y_hat for _, (_, y_hat) in group]
     height, width = latents[0].shape[1:3]

@@ -12,19 +12,16 @@ constriction codes with one exact model at a time and so gets its symbols sorted
 
 import argparse
 import importlib.util
-import json
-import os
-import platform
 import sys
 import sysconfig
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 
-import jax
+import _timing
 import numpy as np
+from _timing import Spread
 
 from jaxsem.entropy import (
     LONG,
@@ -56,11 +53,11 @@ class Coder:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the result: speeds in million symbols a second (median, quartiles), bytes a stream, overhead in %."""
+    """One line of the result: speeds in million symbols a second, bytes a stream, overhead in %."""
 
     name: str
-    encode: list[float]
-    decode: list[float]
+    encode: Spread
+    decode: Spread
     bytes_per_stream: float
     overhead_percent: float
 
@@ -89,18 +86,16 @@ def run(coders: list[Coder], repetitions: int, ideal_bytes: float) -> list[Row]:
     rows = []
     for j, coder in enumerate(coders):
         size = sum(map(len, streams[j])) / len(streams[j])
-        rates = coder.expected.size / np.quantile(times[:, j], [0.5, 0.75, 0.25], axis=1) / 1e6
+        rates = coder.expected.size / times[:, j] / 1e6
         overhead = 100 * (size / ideal_bytes - 1)
-        rows.append(Row(coder.name, rates[:, 0].round(2).tolist(), rates[:, 1].round(2).tolist(), size, overhead))
+        rows.append(Row(coder.name, Spread.of(rates[0]), Spread.of(rates[1]), size, overhead))
     return rows
 
 
 def _warm_time(call: Callable[[], object]) -> float:
     """Seconds of a call that follows another one of the same kind, with what that left in the processor's caches."""
     call()
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
+    return _timing.seconds(call)
 
 
 def long_source(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -238,46 +233,39 @@ def tiny_case(lanes: int) -> tuple[list[Coder], float]:
 def report(title: str, ideal: float, rows: list[Row]) -> None:
     """Print one case as a table."""
     print(f"\n{title}; ideal {ideal:.2f} bytes a stream; million symbols a second: median [quartiles]")
-    print(f"{'coder':36}{'encode':>24}{'decode':>24}{'bytes':>12}{'overhead':>10}")
-    for row in rows:
-        speeds = [f"{m:.1f} [{low:.1f}, {high:.1f}]" for m, low, high in (row.encode, row.decode)]
-        print(f"{row.name:36}{speeds[0]:>24}{speeds[1]:>24}{row.bytes_per_stream:12.2f}{row.overhead_percent:9.3f}%")
+    _timing.print_table(
+        ("coder", "encode", "decode", "bytes", "overhead"),
+        [
+            (row.name, row.encode.show(), row.decode.show(), f"{row.bytes_per_stream:.2f}", f"{row.overhead_percent:.3f}%")
+            for row in rows
+        ],
+    )
     other = next((row for row in rows if row.name == COMPRESSAI), None)
     if other:
-        ratios = [rows[0].encode[0] / other.encode[0], rows[0].decode[0] / other.decode[0]]
+        ratios = [rows[0].encode.median / other.encode.median, rows[0].decode.median / other.decode.median]
         print(f"{rows[0].name} over {COMPRESSAI}: {ratios[0]:.2f}x encode, {ratios[1]:.2f}x decode")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run both cases and print them; with ``--json`` also write them to a file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small inputs and three repetitions, to see that it works")
-    parser.add_argument("--json", type=Path, help="file for the same figures as JSON")
+    parser = _timing.parser(__doc__, "small inputs and three repetitions, to see that it works")
     options = parser.parse_args(arguments)
+    return _timing.run("bench_entropy", options, lambda: _measure(options))
+
+
+def _measure(options: argparse.Namespace) -> dict:
     count, lanes, repetitions = (4096, 32, 3) if options.quick else (LONG_SYMBOLS, LANES, 41)
-    device = f"{platform.processor() or platform.machine()} ({_cpu_name()}), {os.cpu_count()} cores"
-    print(f"device: {device}; jax {jax.__version__}, numpy {np.__version__}, Python {platform.python_version()}")
-    print(f"{repetitions} repetitions after a warm-up; load average {os.getloadavg()[0]:.1f}")
-    result = {"device": device, "jax": jax.__version__, "repetitions": repetitions, "cases": {}}
+    print(f"{repetitions} repetitions after a warm-up")
     cases = {
         "long": (f"one stream of {count} symbols, 64 Gaussian tables", long_case(count)),
         "tiny": (f"batch of {lanes} streams of {LANE_LENGTH} symbols of 8", tiny_case(lanes)),
     }
+    result = {"repetitions": repetitions, "cases": {}}
     for name, (title, (coders, ideal)) in cases.items():
         rows = run(coders, repetitions, ideal)
         report(title, ideal, rows)
         result["cases"][name] = {"title": title, "ideal_bytes": ideal, "rows": [asdict(row) for row in rows]}
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
-    return 0
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.system()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.system())
+    return result
 
 
 if __name__ == "__main__":

@@ -45,10 +45,10 @@ def run(args: Namespace) -> int:
         for source, result in compress_sources(codec, sources, failures):
             target, size = sink.put(source, result.item, codec.digest)
             rows.append(_row(source, target, size, result, codec.quality))
-            progress.step()
             if talks:
                 progress.clear()
                 console.say(_line(rows[-1]))
+            progress.step()
     total = sink.close(codec.digest)
     if args.json:
         identity = {"preset": codec.name, "weights": codec.digest.hex(), "quality": codec.quality}

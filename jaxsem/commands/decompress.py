@@ -74,10 +74,10 @@ def run(args: Namespace) -> int:
         decoded = _decode(_grouped(jobs, finder, failures), failures)
         for job, image in _written(decoded, f".{args.format}", args.force, failures):
             rows.append(_row(job, image))
-            progress.step()
             if talks:
                 progress.clear()
                 console.say(f"{job} -> {job.target}: {image.shape[1]}x{image.shape[0]}")
+            progress.step()
     if args.json:
         console.say_json({"files": rows, "failed": failures.as_json()})
     return failures.report(len(rows))
