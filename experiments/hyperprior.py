@@ -2,11 +2,12 @@
 
     jaxsem train experiments/hyperprior.py --set data=PHOTOS --set weight=0.0067
 
-What: Minnen et al., Joint Autoregressive and Hierarchical Priors (NeurIPS 2018), without the autoregressive part: `mbt2018-mean` of the
-CompressAI zoo, whose settings these are: Adam at 1e-4 (1e-3 for the quantiles), batches of 16 crops of 256^2. Rates: weight = 0.0018,
-0.0035, 0.0067, 0.013 with N=128, M=192; 0.025, 0.0483, 0.0932, 0.18 with `--set config.channels=192 --set config.latent=320`.
-Expected on Kodak, from the zoo's results: 0.124 bpp 27.7 dB, 0.198 29.4, 0.307 31.1, 0.461 33.0, 0.662 35.0, 0.914 36.9, 1.234 38.8,
-1.619 40.6. Not run here: it wants an accelerator.
+What: Minnen et al., Joint Autoregressive and Hierarchical Priors (NeurIPS 2018), without the autoregressive part:
+`mbt2018-mean` of the CompressAI zoo, whose settings these are: Adam at 1e-4 (1e-3 for the quantiles), batches of 16 crops of
+256^2. Rates: weight = 0.0018, 0.0035, 0.0067, 0.013 with N=128, M=192; 0.025, 0.0483, 0.0932, 0.18 with `--set
+config.channels=192 --set config.latent=320`.
+Expected on Kodak, from the zoo's results: 0.124 bpp 27.7 dB, 0.198 29.4, 0.307 31.1, 0.461 33.0, 0.662 35.0, 0.914 36.9, 1.234
+38.8, 1.619 40.6. Not run here: it wants an accelerator.
 """
 
 from jaxsem.codecs import HyperpriorConfig

@@ -9,8 +9,8 @@ functions in the same order (`_start`, `_advance`): a function that is compiled 
 its last bit, pick another table and ruin the rest of the stream. For the same reason a float network runs on one image at
 a time here, whatever the batch around it.
 
-A packet is one byte of quality (in steps of 1/32) and one long rANS stream, sealed with a checksum of the symbols that costs
-nothing (see `jaxsem.entropy.rans`).
+A packet is one byte of quality (in steps of 1/32) and one long rANS stream, sealed with a checksum of that byte and the symbols
+that costs nothing: the low 16 bits of their CRC-32, symbols as little-endian int32 (see `jaxsem.entropy.rans`).
 """
 
 import zlib
@@ -205,13 +205,18 @@ def code_latents(codec: Codec, latents: dict[str, jax.Array], size: tuple[int, i
 
 def encode(codec: Codec, coded: Coded, quality: float) -> bytes:
     """The host's part: packs the integers of one image into a packet."""
-    encoder, check = rans.Encoder(codec.tables), 0
+    head = _head(quality)
+    encoder, check = rans.Encoder(codec.tables), zlib.crc32(head)
     for symbols, table, inside in jax.device_get(coded.slices):
         mask = np.broadcast_to(inside, symbols.shape)
         flat = symbols[mask]
         check = zlib.crc32(flat.astype("<i4").tobytes(), check)
         encoder.push(flat, table[mask])
-    return bytes([round(quality * QUALITY_STEPS)]) + encoder.finish(check & 0xFFFF)
+    return head + encoder.finish(check & 0xFFFF)
+
+
+def _head(quality: float) -> bytes:
+    return bytes([round(quality * QUALITY_STEPS)])
 
 
 def packet_quality(codec: Codec, packet: bytes) -> float:
@@ -266,11 +271,11 @@ def decode_slices(
       grid: Height and width of z.
 
     Returns:
-      y_hat [1, 4 grid_h, 4 grid_w, m], with its last slice under way, and the 16-bit checksum of the symbols.
+      y_hat [1, 4 grid_h, 4 grid_w, m], with its last slice under way, and the packet's 16-bit checksum.
     """
     module, params = codec.module, codec.params
     state, prediction = _start(module, grid, params, np.full(1, quality, np.float32))
-    check = 0
+    check = zlib.crc32(_head(quality))
     for i in range(module.slices):
         table, mean, _ = prediction
         table = np.asarray(table)

@@ -1,6 +1,7 @@
 """`jaxsem demo`: compresses the bundled photos, decodes the files again, and writes one page with pictures and a table."""
 
 import html
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,13 @@ from jaxsem import pipeline, presets
 from jaxsem.codec import Codec
 from jaxsem.container import pack
 from jaxsem.data.images import list_images, read_image, write_image
-from jaxsem.files import make_folder, write_file
+from jaxsem.files import check_output, make_folder, write_file
 from jaxsem.metrics import anchors
+from jaxsem.progress import Progress
 from jaxsem.results import Row, hardware, image_row
 
 PRESET = "elic-mini"
+_MARK = "<title>jaxsem demo</title>"
 CREDITS = {
     "astronaut": "Eileen Collins, NASA, public domain",
     "chelsea": "Chelsea the cat by Stefan van der Walt, CC0",
@@ -22,39 +25,60 @@ CREDITS = {
 }
 
 
-def run_demo(out: str | Path, quiet: bool = False, force: bool = False) -> Path:
+def run_demo(
+    out: str | Path,
+    quiet: bool = False,
+    force: bool = False,
+    codec: Codec | None = None,
+    photos: Mapping[str, np.ndarray] | None = None,
+) -> Path:
     """Runs the demo.
 
     Args:
-      out: Folder for the page, its pictures and the `.jsem` files; made if need be.
+      out: Folder for the page, its pictures and the `.jsem` files; made if need be. An earlier demo there is replaced.
       quiet: Whether to print nothing.
-      force: Whether to replace the files of an earlier demo.
+      force: Whether to replace files that no demo wrote.
+      codec: What to show; the shipped preset by default.
+      photos: Name and picture of what to compress; the bundled photos by default.
 
     Returns:
       The page, `index.html` in the folder.
 
     Raises:
-      OutputError: The folder cannot be written, or it holds a page already and `force` is not given.
+      OutputError: The folder cannot be written, or it holds a page that no demo wrote and `force` is not given.
     """
-    out = make_folder(out)
-    photos = {path.stem: read_image(path) for path in list_images(presets.ASSETS / "photos")}
-    base = presets.load(PRESET)
+    page = make_folder(out) / "index.html"
+    force = force or (page.is_file() and _MARK.encode() in page.read_bytes())
+    check_output(page, force)
+    codec = codec or presets.load(PRESET)
+    if photos is None:
+        photos = {path.stem: read_image(path) for path in list_images(presets.ASSETS / "photos")}
+    qualities = range(max(len(codec.lambdas), 1))
     rows: list[Row] = []
-    for name, photo in photos.items():
-        write_image(out / f"{name}.png", photo, force)
-        for quality in range(len(base.lambdas)):
-            row, jpeg = _measure(base.at_quality(quality), name, photo, out, force)
-            rows += [row, *jpeg]
-            if not quiet:
-                print(f"{name}, quality {quality}: {row['bytes']:,} bytes, {row['bpp']:.3f} bpp, {row['psnr']:.2f} dB")
-    page = out / "index.html"
-    write_file(page, _page(base, photos, rows).encode(), force)
+    with Progress(len(photos) * len(qualities), "files", quiet) as progress:
+        for name, photo in photos.items():
+            write_image(page.parent / f"{name}.png", photo, force)
+            for quality in qualities:
+                rows += _measure(codec.at_quality(quality), name, photo, page.parent, force)
+                progress.step()
+    write_file(page, _page(codec, photos, rows).encode(), force)
     if not quiet:
-        print(f"The page: {page}")
+        print(_summary(codec, rows))
+        print(f"The page with the pictures: {page}")
     return page
 
 
-def _measure(codec: Codec, name: str, photo: np.ndarray, out: Path, force: bool) -> tuple[Row, list[Row]]:
+def _summary(codec: Codec, rows: list[Row]) -> str:
+    lines = [f"{'photo':<12}{'quality':>8}{'bytes':>9}{'bpp':>8}{'PSNR, dB':>10}{'MS-SSIM':>9}"]
+    for row in rows:
+        if row["codec"] == codec.name:
+            similarity = "" if row["ms_ssim"] is None else f"{row['ms_ssim']:.4f}"
+            numbers = f"{row['quality']:>8g}{row['bytes']:>9,}{row['bpp']:>8.3f}{row['psnr']:>10.2f}{similarity:>9}"
+            lines.append(f"{row['image']:<12}{numbers}")
+    return "\n".join(lines)
+
+
+def _measure(codec: Codec, name: str, photo: np.ndarray, out: Path, force: bool) -> list[Row]:
     """Compresses one photo to a real file, reads it back, and does the same with the JPEG of nearest size."""
     stem = f"{name}-q{codec.quality:g}"
     [result] = pipeline.compress_items(codec, [photo])
@@ -63,9 +87,8 @@ def _measure(codec: Codec, name: str, photo: np.ndarray, out: Path, force: bool)
     [again] = pipeline.decompress(codec, [data])
     write_image(out / f"{stem}.png", again, force)
     row = image_row(name, codec.quality, len(data), photo, again, result.estimated_bits)
-    return {**row, "bytes": len(data), "codec": PRESET, "file": f"{stem}.png"}, _jpeg(
-        name, stem, photo, len(data), out, force
-    )
+    mine = {**row, "bytes": len(data), "codec": codec.name, "file": f"{stem}.png"}
+    return [mine, *_jpeg(name, stem, photo, len(data), out, force)]
 
 
 def _jpeg(name: str, stem: str, photo: np.ndarray, size: int, out: Path, force: bool) -> list[Row]:
@@ -110,15 +133,15 @@ th { color: var(--soft); font-weight: 500; }
 """
 
 
-def _page(codec: Codec, photos: dict[str, np.ndarray], rows: list[Row]) -> str:
-    sections = "".join(_section(name, photo, rows) for name, photo in photos.items())
+def _page(codec: Codec, photos: Mapping[str, np.ndarray], rows: list[Row]) -> str:
+    sections = "".join(_section(codec.name, name, photo, rows) for name, photo in photos.items())
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>jaxsem demo</title><style>{_STYLE}</style>
+{_MARK}<style>{_STYLE}</style>
 <h1>jaxsem: photos in a few kilobytes</h1>
-<p>Each photo was compressed with <b>{PRESET}</b> to a real file at {len(codec.lambdas)} qualities and decoded from it again
-({hardware()}). Below each reconstruction stands the best JPEG that is no larger: optimised, 4:2:0. Rates count every
-byte of the file.</p>
+<p>Each photo was compressed with <b>{html.escape(codec.name)}</b> to a real file at
+{max(len(codec.lambdas), 1)} qualities and decoded from it again ({hardware()}). Below each reconstruction stands the best
+JPEG that is no larger: optimised, 4:2:0. Rates count every byte of the file.</p>
 {sections}
 <h2>All numbers</h2>
 {_table(rows)}
@@ -126,9 +149,9 @@ byte of the file.</p>
 """
 
 
-def _section(name: str, photo: np.ndarray, rows: list[Row]) -> str:
+def _section(codec: str, name: str, photo: np.ndarray, rows: list[Row]) -> str:
     height, width = photo.shape[:2]
-    mine = [row for row in rows if row["image"] == name and row["codec"] == PRESET]
+    mine = [row for row in rows if row["image"] == name and row["codec"] == codec]
     original = _figure(f"{name}.png", width, height, f"<b>Original</b><br>{width} × {height}, 24 bpp")
     top = "".join(_figure(r["file"], width, height, _caption("Quality " + f"{r['quality']:g}", r)) for r in mine)
     bottom = ""

@@ -190,12 +190,14 @@ def make_evaluation(module: Any, source: Any, weight: float, images: int = 12, s
 
 
 def read_recipe(path: str | Path) -> tuple[Recipe, dict[str, Any]]:
-    """The `RECIPE` and `QUICK` of a recipe file; the file is Python and runs.
+    """The `RECIPE` and `QUICK` of a recipe file, or of NAME in `experiments/NAME.py`; the file is Python and runs.
 
     Raises:
       InputError: No such file, or it does not define them.
     """
     path = Path(path)
+    if not path.is_file() and not path.suffix:
+        path = Path("experiments") / f"{str(path).replace('-', '_')}.py"
     if not path.is_file():
         near = sorted(p.as_posix() for p in Path("experiments").glob("*.py") if not p.name.startswith("_"))
         hint = f"; there are {', '.join(near)}" if near else ""
@@ -277,7 +279,7 @@ def _first_params(module: Any, settings: Recipe) -> Any:
         if codec.module.config != module.config:
             raise InputError(f"init={settings.init} holds a model of another config: {codec.module.config}")
         return codec.params
-    params = init_params(module, jax.random.key(settings.seed))
+    params = init_params(module, settings.seed)
     lambdas = np.asarray(module.config.lambdas)
     if len(lambdas):
         # Start where high-rate theory ends: the step size of a quality goes with lambda^(-1/2).

@@ -236,7 +236,13 @@ def report(title: str, ideal: float, rows: list[Row]) -> None:
     _timing.print_table(
         ("coder", "encode", "decode", "bytes", "overhead"),
         [
-            (row.name, row.encode.show(), row.decode.show(), f"{row.bytes_per_stream:.2f}", f"{row.overhead_percent:.3f}%")
+            (
+                row.name,
+                row.encode.show(),
+                row.decode.show(),
+                f"{row.bytes_per_stream:.2f}",
+                f"{row.overhead_percent:.3f}%",
+            )
             for row in rows
         ],
     )

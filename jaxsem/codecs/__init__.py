@@ -6,10 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxsem.codecs.elic import Elic, ElicConfig
 from jaxsem.codecs.hyperprior import HyperpriorCodec, HyperpriorConfig, MeanScaleHyperprior
 from jaxsem.errors import InputError
+from jaxsem.nn.conv import draw_kernel
 
 __all__ = [
     "SYSTEMS",
@@ -45,13 +48,26 @@ def build_module(system: str, config: Mapping[str, Any], dtype: Any = jnp.float3
         raise InputError(f"the config of {system} does not fit: {error}") from error
 
 
-def init_params(module: HyperpriorCodec, rng: jax.Array) -> dict[str, Any]:
-    """Fresh parameters of a codec."""
-    sample = jnp.zeros((1, 64, 64, 3)), jnp.zeros(1), rng
-    return jax.jit(module.init)(rng, *sample)["params"]
+def init_params(module: HyperpriorCodec, seed: int) -> dict[str, Any]:
+    """Fresh parameters of a codec, the same for the same seed on every machine.
+
+    Kernels are drawn on the host: to compile their hundred or so random draws takes longer than many a short training.
+    """
+    shapes = flatten_dict(param_shapes(module))
+
+    @jax.jit
+    def others(key):
+        params = flatten_dict(module.init(key, jnp.zeros((1, 64, 64, 3)), jnp.zeros(1))["params"])
+        return {path: leaf for path, leaf in params.items() if path[-1] != "kernel"}
+
+    params = others(jax.random.key(seed))
+    rng = np.random.default_rng(seed)
+    for path in sorted(shapes.keys() - params.keys()):
+        params[path] = jnp.asarray(draw_kernel(shapes[path].shape, rng))
+    return unflatten_dict(params)
 
 
 def param_shapes(module: HyperpriorCodec) -> dict[str, Any]:
     """Shapes and types of the parameters, without memory or arithmetic."""
-    rng = jax.random.key(0)
-    return jax.eval_shape(module.init, rng, jnp.zeros((1, 64, 64, 3)), jnp.zeros(1), rng)["params"]
+    sample = jnp.zeros((1, 64, 64, 3)), jnp.zeros(1)
+    return jax.eval_shape(module.init, jax.random.key(0), *sample)["params"]

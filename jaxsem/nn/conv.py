@@ -16,6 +16,11 @@ from jaxsem.nn import ops
 kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
+def draw_kernel(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """What `kernel_init` draws, on the host: float32 from U(-b, b) with b = 1 / sqrt(fan-in)."""
+    return (rng.uniform(-1.0, 1.0, shape) / np.sqrt(np.prod(shape[:-1]))).astype(np.float32)
+
+
 class Conv(nn.Module):
     """Convolution with zero padding of half the kernel (`torch.nn.Conv2d` with `padding=size // 2`)."""
 

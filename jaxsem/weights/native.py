@@ -1,8 +1,8 @@
 """Our own weights file: one safetensors file with parameters, integer tables and the config that built the model.
 
-Names: `params/<path>`, as float16 where that loses nothing and as float32 elsewhere, and `tables/<name>`. The metadata's `jaxsem` entry is
-JSON: `system`, `config` and `card` (what it was trained on and how). Compressed files carry the first bytes of `identity`: other
-config, weights or tables, other identity; another card does not matter.
+Names: `params/<path>`, as float16 where that loses nothing and as float32 elsewhere, and `tables/<name>`. The metadata's
+`jaxsem` entry is JSON: `system`, `config` and `card` (what it was trained on and how). Compressed files carry the first bytes
+of `identity`: other config, weights or tables, other identity; another card does not matter.
 """
 
 import hashlib
