@@ -10,8 +10,8 @@ other without waiting, and ends when the last one's arrays are there.
 
 GFLOP are those of loss and gradient as XLA counts them in the program as written, over all devices; a multiplication
 and an addition are two. The optimiser's own are left out of the count, not of the time: XLA counts the body of a loop,
-such as Muon's, only once. Compile times are those of an empty compilation cache, unless JAX_COMPILATION_CACHE_DIR names
-one.
+such as Muon's, only once. Compile times hold tracing and are those of an empty compilation cache, unless
+JAX_COMPILATION_CACHE_DIR names one.
 """
 
 import argparse
@@ -147,7 +147,7 @@ def print_rows(rows: Sequence[Row]) -> None:
             f"{1 / row.seconds.median:.2f}",
             row.images_per_second.show(1),
             f"{row.gflop:.1f}",
-            row.gflop_per_second.show(0),
+            row.gflop_per_second.show(1),
         )
         for row in rows
     ]

@@ -79,3 +79,27 @@ def test_multiplier_that_matches_nothing_is_an_error():
     optimizer = make_optimizer(OptimizerConfig(multipliers=(("quantile_s", 2.0),)), 10)
     with pytest.raises(InputError, match="'quantile_s' matches no parameter"):
         optimizer.init({"kernel": jnp.ones(2)})
+
+
+def test_the_trapezoid_stays_up_and_then_falls():
+    config = OptimizerConfig(learning_rate=2.0, schedule="trapezoid", warmup_steps=10, decay_start=0.5, final_scale=0.1)
+    expected = [1.0, 2.0, 2.0, 2 * (0.1 + 0.9 * 0.5), 0.2]
+    np.testing.assert_allclose(rates(config, 100, [5, 10, 50, 62.5, 100]), expected, atol=1e-6)
+
+
+def test_muon_makes_the_update_of_a_kernel_nearly_orthogonal():
+    gradient = jax.random.normal(jax.random.key(0), (3, 3, 8, 16)) * jnp.geomspace(1e-3, 1.0, 16)
+    result = updates(OptimizerConfig(name="muon", learning_rate=0.1), {"kernel": gradient}, {"kernel": gradient})
+    values = np.linalg.svd(result["kernel"].reshape(72, 16), compute_uv=False)
+    before = np.linalg.svd(np.asarray(gradient).reshape(72, 16), compute_uv=False)
+    assert before.max() / before.min() > 500
+    assert values.max() / values.min() < 5
+    # Of the size of Adam's updates: 0.2 on average, times the learning rate.
+    assert 0.1 < np.sqrt(np.mean(np.square(result["kernel"]))) / 0.02 < 1.5
+
+
+def test_muon_leaves_biases_and_gains_to_adam():
+    params = {"bias": jnp.ones(4), "gain": {"forward": jnp.ones((2, 3))}, "kernel": jnp.ones((2, 2))}
+    result = updates(OptimizerConfig(name="muon", learning_rate=0.1), params, params)
+    np.testing.assert_allclose(result["bias"], -0.1, rtol=1e-4)
+    np.testing.assert_allclose(result["gain"]["forward"], -0.1, rtol=1e-4)
