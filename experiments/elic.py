@@ -15,7 +15,7 @@ neighbouring rate.
 """
 
 from jaxsem.codecs import ElicConfig
-from jaxsem.recipes import BUNDLED_PHOTOS, Recipe
+from jaxsem.recipes import QUICK_RUN, Recipe
 from jaxsem.training import OptimizerConfig
 
 RECIPE = Recipe(
@@ -34,12 +34,7 @@ RECIPE = Recipe(
 )
 
 QUICK = {
-    "data": BUNDLED_PHOTOS,
-    "steps": 2,
-    "batch": 8,
-    "crop": 64,
-    "log_every": 1,
-    "eval_every": 2,
+    **QUICK_RUN,
     "optimizer.schedule": "constant",
     "optimizer.drops": (),
     "config.widths": (8, 8, 8),

@@ -10,7 +10,7 @@ On an accelerator: `experiments/elic_mini_large_batch.py`.
 """
 
 from jaxsem.codecs import ElicConfig
-from jaxsem.recipes import BUNDLED_PHOTOS, Recipe
+from jaxsem.recipes import QUICK_RUN, Recipe
 from jaxsem.training import OptimizerConfig
 
 CONFIG = ElicConfig(
@@ -43,12 +43,7 @@ RECIPE = Recipe(
 )
 
 QUICK = {
-    "data": BUNDLED_PHOTOS,
-    "steps": 2,
-    "batch": 8,
-    "crop": 64,
-    "log_every": 1,
-    "eval_every": 2,
+    **QUICK_RUN,
     "optimizer.warmup_steps": 1,
     "config.widths": (8, 8, 8),
     "config.latent": 16,

@@ -11,7 +11,7 @@ Expected on Kodak, from the zoo's results: 0.124 bpp 27.7 dB, 0.198 29.4, 0.307 
 """
 
 from jaxsem.codecs import HyperpriorConfig
-from jaxsem.recipes import BUNDLED_PHOTOS, Recipe
+from jaxsem.recipes import QUICK_RUN, Recipe
 from jaxsem.training import OptimizerConfig
 
 RECIPE = Recipe(
@@ -28,12 +28,7 @@ RECIPE = Recipe(
 )
 
 QUICK = {
-    "data": BUNDLED_PHOTOS,
-    "steps": 2,
-    "batch": 8,
-    "crop": 64,
-    "log_every": 1,
-    "eval_every": 2,
+    **QUICK_RUN,
     "config.channels": 8,
     "config.latent": 12,
 }

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -23,7 +24,10 @@ from jaxsem.errors import InputError
 from jaxsem.losses import lambda_at, rate_distortion
 from jaxsem.training.optimizer import OptimizerConfig
 
-BUNDLED_PHOTOS = str(presets.ASSETS / "photos")
+# What every recipe's QUICK shares: two steps on the bundled photos.
+QUICK_RUN = MappingProxyType(
+    {"data": str(presets.ASSETS / "photos"), "steps": 2, "batch": 8, "crop": 64, "log_every": 1, "eval_every": 2}
+)
 # Keeps the tails' pull well below the rate's, with which it shares the gradient's norm.
 _QUANTILE_WEIGHT = 1e-3
 

@@ -32,9 +32,8 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [b, h, w, i] to [b, ceil(h / stride), ceil(w / stride), features]."""
-        kernel = self.param("kernel", kernel_init, (self.size, self.size, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return ops.conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.stride) + bias.astype(self.dtype)
+        kernel, bias = _parameters(self, x.shape[-1])
+        return ops.conv2d(x.astype(self.dtype), kernel, self.stride) + bias
 
 
 class Deconv(nn.Module):
@@ -47,9 +46,8 @@ class Deconv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [b, h, w, i] to [b, 2 h, 2 w, features]."""
-        kernel = self.param("kernel", kernel_init, (self.size, self.size, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return ops.conv_transpose2d(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        kernel, bias = _parameters(self, x.shape[-1])
+        return ops.conv_transpose2d(x.astype(self.dtype), kernel) + bias
 
 
 class SubpelConv(nn.Module):
@@ -78,8 +76,14 @@ class CheckerboardConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [b, h, w, i] to [b, h, w, features]."""
-        kernel = self.param("kernel", kernel_init, (self.size, self.size, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel, bias = _parameters(self, x.shape[-1])
         row, column = np.indices((self.size, self.size))
         mask = ((row + column) % 2 == 1)[:, :, None, None]
-        return ops.conv2d(x.astype(self.dtype), (kernel * mask).astype(self.dtype)) + bias.astype(self.dtype)
+        return ops.conv2d(x.astype(self.dtype), kernel * mask) + bias
+
+
+def _parameters(layer: nn.Module, channels: int) -> tuple[jax.Array, jax.Array]:
+    """Kernel and bias of a layer, in the type that it computes in."""
+    kernel = layer.param("kernel", kernel_init, (layer.size, layer.size, channels, layer.features))
+    bias = layer.param("bias", nn.initializers.zeros, (layer.features,))
+    return kernel.astype(layer.dtype), bias.astype(layer.dtype)

@@ -104,5 +104,5 @@ def test_muon_leaves_biases_and_gains_to_adam():
     # Adam divides by each entry's own size; Muon would share one norm among the entries of a matrix.
     params = {"bias": jnp.ones(4), "gain": {"forward": jnp.diag(jnp.array([1e-3, 10.0]))}, "kernel": jnp.ones((2, 2))}
     small = updates(OptimizerConfig(name="muon", learning_rate=0.1), params, params)["gain"]["forward"]
-    np.testing.assert_allclose(np.diag(small), result["bias"][:2], rtol=1e-4)
+    np.testing.assert_allclose(np.diag(small), result["bias"][:2], rtol=1e-3)  # eps, after clipping
     assert (result["bias"] < -0.05).all()
