@@ -53,6 +53,31 @@ class Preset:
 
 
 _PRESETS = (
+    Preset(
+        name="elic-mini",
+        system="elic",
+        config=ElicConfig(
+            widths=(32, 64, 96),
+            latent=128,
+            hyper=64,
+            groups=(8, 8, 16, 32, 64),
+            context=(96, 64),
+            lambdas=(0.0003, 0.001, 0.0035, 0.012),
+        ),
+        summary="ELIC's layout, small: four rates from one set of weights",
+        weights="elic-mini.safetensors",
+        sha256="1451b4ff6459c7361e09aeba5ee29cddc5a7e0da202f0c3a592c02057051e90a",
+        licence="non-commercial research",
+        trained_on="1,294 photos of BSDS500 and imagenet-sample-images, 2026-11-20",
+        recipe="experiments/elic_mini.py",
+        results=(
+            (0, 0.0719, 23.65, 0.86),
+            (1, 0.1447, 25.68, 0.9147),
+            (2, 0.2562, 27.23, 0.9464),
+            (3, 0.3996, 28.06, 0.9616),
+        ),
+        results_on="50 photos of COCO train2017, 2-core x86, 2026-11-20",
+    ),
     Preset("elic", "elic", ElicConfig(), "ELIC at its published size; weights from a file of yours"),
     Preset("elic-official", "elic", ElicConfig(variant="official"), "ELIC as CompressAI's Elic2022Official"),
     Preset("hyperprior", "hyperprior", HyperpriorConfig(), "Mean-scale hyperprior (mbt2018-mean), N=128, M=192"),

@@ -58,6 +58,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, metavar="FOLDER", help="the images that were evaluated")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--out", metavar="PLOT", help="draw the curves (.png, .svg or .pdf)")
+    parser.add_argument(
+        "--anchors",
+        nargs="+",
+        choices=tuple(anchors.ANCHORS),
+        default=tuple(anchors.ANCHORS),
+        help="which classic codecs; all by default, and AVIF takes ten times as long as the others together",
+    )
     parser.add_argument("--title", help="the line above the plot")
     parser.add_argument("--json", metavar="FILE", help="write the curves and tables")
     parser.add_argument("--cache", metavar="FILE", help="keep the measured curves of the classic codecs here")
@@ -71,7 +78,7 @@ def _run(options: argparse.Namespace) -> None:
     presets = [results.read_json(path) for path in options.records]
     images = find_images(options.data, options.limit)
     presets = [restrict(record, list(images), path) for record, path in zip(presets, options.records)]
-    classics = measure_classics(images, options.data, options.cache, options.quiet)
+    classics = measure_classics(images, options.data, options.cache, options.quiet, options.anchors)
     differences = compare_rates(presets, classics, options.method)
     qualities = qualities_at_rates([*presets, *classics.values()])
     print(f"{len(images)} images of {options.data}; {results.hardware()}; Pillow {PIL.__version__}.\n")
@@ -123,12 +130,16 @@ def restrict(record: results.Record, names: Sequence[str], source: str) -> resul
 
 
 def measure_classics(
-    images: dict[str, Path], data: str, cache_path: str | None, quiet: bool = False
+    images: dict[str, Path],
+    data: str,
+    cache_path: str | None,
+    quiet: bool = False,
+    names: Sequence[str] = tuple(anchors.ANCHORS),
 ) -> dict[str, results.Record]:
-    """Measure every classic codec that this Pillow can write, or take it from the cache."""
+    """Measure the named classic codecs, as far as this Pillow can write them, or take them from the cache."""
     cache = _read_cache(cache_path)
     records = {}
-    for name in anchors.ANCHORS:
+    for name in names:
         try:
             anchor = anchors.find_anchor(name)
         except InputError as error:
