@@ -52,7 +52,7 @@ def run_demo(
     check_output(page, force)
     codec = codec or presets.load(PRESET)
     if photos is None:
-        photos = {path.stem: read_image(path) for path in list_images(presets.ASSETS / "photos")}
+        photos = {path.stem: read_image(path) for path in list_images(presets.BUNDLED_PHOTOS)}
     qualities = range(max(len(codec.lambdas), 1))
     rows: list[Row] = []
     with Progress(len(photos) * len(qualities), "files", quiet) as progress:

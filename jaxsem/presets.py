@@ -18,6 +18,7 @@ from jaxsem.errors import InputError, WeightsError
 from jaxsem.weights.native import half_kernels, identity, read_weights, write_weights
 
 ASSETS = Path(__file__).parent / "assets"
+BUNDLED_PHOTOS = ASSETS / "photos"
 WEIGHTS_NAME = "model.safetensors"
 
 

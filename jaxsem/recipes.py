@@ -26,7 +26,7 @@ from jaxsem.training.optimizer import OptimizerConfig
 
 # What every recipe's QUICK shares: two steps on the bundled photos.
 QUICK_RUN = MappingProxyType(
-    {"data": str(presets.ASSETS / "photos"), "steps": 2, "batch": 8, "crop": 64, "log_every": 1, "eval_every": 2}
+    {"data": str(presets.BUNDLED_PHOTOS), "steps": 2, "batch": 8, "crop": 64, "log_every": 1, "eval_every": 2}
 )
 # Keeps the tails' pull well below the rate's, with which it shares the gradient's norm.
 _QUANTILE_WEIGHT = 1e-3

@@ -11,7 +11,7 @@ from jaxsem.errors import InputError, WeightsError
 from jaxsem.metrics import anchors, psnr
 
 SHIPPED = [preset for preset in presets.PRESETS.values() if preset.weights]
-PHOTOS = list_images(presets.ASSETS / "photos")
+PHOTOS = list_images(presets.BUNDLED_PHOTOS)
 
 
 @pytest.fixture(scope="module")

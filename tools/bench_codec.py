@@ -39,7 +39,7 @@ from jaxsem.data.images import write_image
 from jaxsem.data.sources import open_source
 from jaxsem.entropy import Decoder
 from jaxsem.errors import JaxsemError
-from jaxsem.recipes import BUNDLED_PHOTOS
+from jaxsem.presets import BUNDLED_PHOTOS
 
 WHOLE = "whole"
 COMPRESS = ("analysis networks", "slice networks", "entropy coding", "container")
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="images a device batch (default: as the pipeline)",
     )
     add("--repeats", type=_timing.positive, metavar="K", help="repetitions that count (default: 11; 2 with --quick)")
-    add("--data", metavar="FOLDER", default=BUNDLED_PHOTOS, help="photos to take instead of the bundled ones")
+    add("--data", metavar="FOLDER", default=str(BUNDLED_PHOTOS), help="photos to take instead of the bundled ones")
     add("--cold", action="store_true", help="also time fresh processes, and the import")
     add("--memory", action="store_true", help="also measure the peak memory for a photo of 12 megapixels")
     options = parser.parse_args(arguments)

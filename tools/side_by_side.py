@@ -1,6 +1,6 @@
-"""A picture for people: photos, what `.jsem` files of them give back, and JPEG and WebP at no fewer bytes.
+"""A picture for people: photos, what `.jsem` files of them give back, and JPEG and WebP files of no fewer bytes.
 
-    python tools/side_by_side.py PHOTO... [--preset elic-mini] [--quality 1] [--crop 256] --out side_by_side.png
+    python tools/side_by_side.py PHOTO... [--preset elic-mini] [--quality 1] [--crop 256] --out side_by_side.jpg
 
 Every row is a photo; under each picture stand the real bytes of the file and its PSNR on the whole photo.
 """
@@ -44,6 +44,12 @@ def label(title: str, data: bytes, photo: np.ndarray, picture: np.ndarray) -> st
     return f"{title}: {len(data):,} bytes\n{bpp:.3f} bpp, {float(psnr(photo, picture)):.2f} dB"
 
 
+def centre(picture: np.ndarray, crop: int) -> np.ndarray:
+    """The centre square of side `crop`; 0 is the whole picture."""
+    top, left = (max(side - crop, 0) // 2 if crop else 0 for side in picture.shape[:2])
+    return picture[top : top + crop, left : left + crop] if crop else picture
+
+
 def draw(rows: list[list[tuple[str, np.ndarray]]], crop: int, path: Path) -> None:
     """Writes the figure."""
     import matplotlib
@@ -51,15 +57,19 @@ def draw(rows: list[list[tuple[str, np.ndarray]]], crop: int, path: Path) -> Non
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(len(rows), len(rows[0]), figsize=(3.1 * len(rows[0]), 3.5 * len(rows)), squeeze=False)
+    rows = [[(title, centre(picture, crop)) for title, picture in row] for row in rows]
+    heights = [3.1 * row[0][1].shape[0] / row[0][1].shape[1] + 0.45 for row in rows]
+    figure, axes = plt.subplots(
+        len(rows), len(rows[0]), figsize=(3.1 * len(rows[0]), sum(heights)), height_ratios=heights, squeeze=False
+    )
     for row, line in zip(rows, axes, strict=True):
         for (title, picture), axis in zip(row, line, strict=True):
-            top, left = ((side - crop) // 2 if crop and side > crop else 0 for side in picture.shape[:2])
-            axis.imshow(picture[top : top + crop, left : left + crop] if crop else picture, interpolation="lanczos")
+            axis.imshow(picture, interpolation="lanczos")
             axis.set_title(title, fontsize=9, loc="left")
             axis.axis("off")
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    options = {"quality": 92} if path.suffix in (".jpg", ".jpeg", ".webp") else {}
+    figure.savefig(path, dpi=110, pil_kwargs=options)
 
 
 def main(argv: list[str] | None = None) -> int:
