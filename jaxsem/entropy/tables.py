@@ -24,7 +24,7 @@ from jaxsem.errors import FormatError, InputError
 MAX_TABLES = 1 << 14
 MAX_ENTRIES = 1 << 22
 MAX_OFFSET = 1 << 24
-LOOKUP_BITS = 8
+LOOKUP_BITS = 7
 ESCAPED = -(1 << 31)
 
 
