@@ -17,7 +17,7 @@ def straight_through_round(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return x + jax.lax.stop_gradient(jnp.round(x) - x)
 
 
-def round_about(x: Float[Array, "*shape"], mean: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def round_about(x: Float[Array, "*shape"], mean: Float[Array, "*#shape"]) -> Float[Array, "*shape"]:
     """Rounds the distance from the mean, straight through: the value a decoder sees, symbol + mean."""
     return straight_through_round(x - mean) + mean
 
@@ -31,13 +31,13 @@ def add_uniform_noise(x: Float[Array, "*shape"], rng: PRNGKeyArray) -> Float[Arr
 
 
 def mixed(
-    x: Float[Array, "*shape"], mean: Float[Array, "*shape"], rng: PRNGKeyArray | None
+    x: Float[Array, "*shape"], mean: Float[Array, "*#shape"], rng: PRNGKeyArray | None
 ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
     """The mixture used in two-pass training: noise for the rate, straight-through rounding for what is decoded.
 
     Args:
       x: Latent.
-      mean: Predicted mean.
+      mean: Predicted mean; it may broadcast against the latent.
       rng: Key of the noise; `None` is evaluation, where the rate sees the rounded value too.
 
     Returns:

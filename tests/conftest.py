@@ -10,6 +10,11 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache_home / "jaxsem" / 
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+# The shapes in the signatures of these are checked at every call that a test makes.
+_CHECKED = ("data.batching", "data.photos", "nn.ops", "quantize", "shapes", "training")
+install_import_hook([f"jaxsem.{name}" for name in _CHECKED], "beartype.beartype")
 
 
 @pytest.fixture(scope="session")

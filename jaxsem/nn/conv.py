@@ -33,7 +33,7 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [b, h, w, i] to [b, ceil(h / stride), ceil(w / stride), features]."""
         kernel, bias = _parameters(self, x.shape[-1])
-        return ops.conv2d(x.astype(self.dtype), kernel, self.stride) + bias
+        return ops.conv2d(jnp.asarray(x, self.dtype), kernel, self.stride) + bias
 
 
 class Deconv(nn.Module):
@@ -47,7 +47,7 @@ class Deconv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [b, h, w, i] to [b, 2 h, 2 w, features]."""
         kernel, bias = _parameters(self, x.shape[-1])
-        return ops.conv_transpose2d(x.astype(self.dtype), kernel) + bias
+        return ops.conv_transpose2d(jnp.asarray(x, self.dtype), kernel) + bias
 
 
 class SubpelConv(nn.Module):
@@ -79,11 +79,11 @@ class CheckerboardConv(nn.Module):
         kernel, bias = _parameters(self, x.shape[-1])
         row, column = np.indices((self.size, self.size))
         mask = ((row + column) % 2 == 1)[:, :, None, None]
-        return ops.conv2d(x.astype(self.dtype), kernel * mask) + bias
+        return ops.conv2d(jnp.asarray(x, self.dtype), kernel * mask) + bias
 
 
 def _parameters(layer: nn.Module, channels: int) -> tuple[jax.Array, jax.Array]:
     """Kernel and bias of a layer, in the type that it computes in."""
     kernel = layer.param("kernel", kernel_init, (layer.size, layer.size, channels, layer.features))
     bias = layer.param("bias", nn.initializers.zeros, (layer.features,))
-    return kernel.astype(layer.dtype), bias.astype(layer.dtype)
+    return jnp.asarray(kernel, layer.dtype), jnp.asarray(bias, layer.dtype)

@@ -62,7 +62,7 @@ def conv_transpose2d(x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"]
     return y.reshape(b, h, w, 2, 2, channels).transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, channels)
 
 
-def pixel_shuffle(x: Float[Array, "b h w c*4"]) -> Float[Array, "b h*2 w*2 c"]:
+def pixel_shuffle(x: Float[Array, "b h w c"]) -> Float[Array, "b h*2 w*2 c//4"]:
     """Depth to space by 2, in PyTorch's channel order (out, row, column)."""
     b, h, w, c = x.shape
     x = x.reshape(b, h, w, c // 4, 2, 2).transpose(0, 1, 4, 2, 5, 3)
