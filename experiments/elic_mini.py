@@ -15,24 +15,14 @@ Expected on 12 valid crops of 256^2, mean loss over the qualities: 0.964 after 5
 On an accelerator, a larger setting: --set batch=32 --set crop=256 --set steps=200000 --set dtype=bfloat16
 """
 
-from jaxsem.codecs import ElicConfig
+from jaxsem.presets import PRESETS
 from jaxsem.recipes import QUICK_RUN, Recipe
 from jaxsem.training import OptimizerConfig
-
-CONFIG = ElicConfig(
-    widths=(32, 64, 96),
-    latent=128,
-    hyper=64,
-    groups=(8, 8, 16, 32, 64),
-    context=(96, 64),
-    variant="chandelier",
-    lambdas=(0.0003, 0.001, 0.0035, 0.012),
-)
 
 RECIPE = Recipe(
     name="elic-mini",
     system="elic",
-    config=CONFIG,
+    config=PRESETS["elic-mini"].config,
     steps=9_400,
     batch=8,
     crop=128,
