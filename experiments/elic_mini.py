@@ -10,7 +10,8 @@ Cost: 0.4 s a step of 8 x 128^2 on two idle x86 cores, an hour in all.
 Result: see `jaxsem presets`. The shipped weights are of 2026-11-20: 1,294 photos of BSDS500 and imagenet-sample-images with a short
 side of 256 to 288 pixels, chosen on 109 of BSDS500's test photos. They were trained in pieces, each starting from the last one's
 parameters with fresh momentum: 3,800 steps with lambdas (0.0008, 0.0022, 0.006, 0.016), then 648, 1,000 and 4,000 with those
-below, the last 3,000 with a falling rate; the first piece by a plain script of the same loss and optimiser, before this loop existed.
+below, the last 3,000 with a falling rate. The first piece was run by a plain script of the same loss and optimiser, before this
+loop existed.
 Expected on 12 valid crops of 256^2, mean loss over the qualities: 0.964 after 5,400 steps, 0.930 after 7,400, 0.913 at the end.
 On an accelerator, a larger setting: --set batch=32 --set crop=256 --set steps=200000 --set dtype=bfloat16
 """
