@@ -12,6 +12,7 @@ from jaxsem.version import __version__
 if TYPE_CHECKING:
     from jaxsem import codecs, container, data, entropy, errors, metrics, training
     from jaxsem.cache import enable_compilation_cache
+    from jaxsem.calibration import calibrate
     from jaxsem.codec import Codec
     from jaxsem.evaluation import evaluate
     from jaxsem.pipeline import (
@@ -35,6 +36,7 @@ __all__ = [
     "Preset",
     "WeightsError",
     "__version__",
+    "calibrate",
     "codecs",
     "compress",
     "compress_items",
@@ -60,6 +62,7 @@ _HOMES = {
     "Codec": "codec",
     "Compressed": "pipeline",
     "Preset": "presets",
+    "calibrate": "calibration",
     "compress": "pipeline",
     "compress_items": "pipeline",
     "compress_stream": "pipeline",

@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"jaxsem {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_demo, _compress, _decompress, _info, _eval, _train, _presets):
+    for add in (_demo, _compress, _decompress, _info, _eval, _train, _calibrate, _presets):
         add(commands)
     return parser
 
@@ -98,6 +98,7 @@ def _compress(commands) -> None:
     _add_weights(parser, f"the codec: a preset, a folder of weights or a Hugging Face id (default: {DEFAULT_PRESET})")
     quality = "0 gives the smallest file; fractions are allowed (default: the middle of the preset's range)"
     add("--quality", metavar="Q", type=float, help=quality)
+    _add_arithmetic(parser)
     _add_force(parser)
     _add_quiet(parser)
     add("--json", action="store_true", help="print the results as JSON")
@@ -144,6 +145,7 @@ def _eval(commands) -> None:
     add("--weights", metavar="FILE", help="weights for a preset that comes without")
     add("--quality", metavar="Q", type=float, nargs="+", help="qualities to measure (default: all whole ones)")
     add("--limit", metavar="N", type=_positive, help="use the first N images only")
+    _add_arithmetic(parser)
     add("--json", metavar="FILE", help="write the record, with rows by image, to FILE; - is standard output")
     _add_force(parser)
     _add_quiet(parser)
@@ -166,6 +168,25 @@ def _train(commands) -> None:
     _add_quiet(parser)
 
 
+def _calibrate(commands) -> None:
+    parser = _command(
+        commands,
+        "calibrate",
+        "calibrate",
+        "give a codec exact arithmetic, so that its files decode on every device",
+        "Writes a weights file of ours, also from a published checkpoint. Calibration runs the codec on a few photos; share "
+        "the file that it writes, for another run on another device may choose other units.",
+    )
+    add = parser.add_argument
+    add("preset", metavar="PRESET", help="a preset, a folder of weights or a Hugging Face id")
+    add("--weights", metavar="FILE", help="weights for a preset that comes without: ours, or a CompressAI checkpoint")
+    add("--data", metavar="SPEC", help="photos, a folder or tfds:name/split (default: the bundled ones)")
+    add("--limit", metavar="N", type=_positive, default=12, help="use the first N photos (default: %(default)s)")
+    add("-o", "--output", metavar="OUT", required=True, help="the file, or a folder for model.safetensors")
+    _add_force(parser)
+    _add_quiet(parser)
+
+
 def _presets(commands) -> None:
     parser = _command(commands, "presets", "presets", "list the presets: sizes, licence, measured rate-distortion")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -174,6 +195,11 @@ def _presets(commands) -> None:
 def _add_weights(parser: argparse.ArgumentParser, summary: str) -> None:
     parser.add_argument("--preset", metavar="NAME", help=summary)
     parser.add_argument("--weights", metavar="FILE", help="weights file for the preset, or a codec of its own")
+
+
+def _add_arithmetic(parser: argparse.ArgumentParser) -> None:
+    summary = "what tables are decided in: exact for files that decode on every device (default: exact, if calibrated)"
+    parser.add_argument("--arithmetic", choices=("exact", "float"), help=summary)
 
 
 def _add_force(parser: argparse.ArgumentParser) -> None:

@@ -14,8 +14,8 @@ that costs nothing: the low 16 bits of their CRC-32, symbols as little-endian in
 """
 
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,11 +25,13 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from jaxsem import losses
+from jaxsem.codecs.hyperprior import QUALITY_STEPS
 from jaxsem.entropy import rans
 from jaxsem.entropy.tables import Tables
-from jaxsem.errors import FormatError, InputError
+from jaxsem.errors import FormatError, InputError, WeightsError
 
-QUALITY_STEPS = 32
+_EXACT = 0x80
+ARITHMETICS = ("exact", "float")
 # Far outside every table, yet safe in int32 with any mean: a broken model cannot overflow the escape code.
 _SYMBOL_LIMIT = 2.0**20
 
@@ -47,6 +49,8 @@ class Codec:
       tables: The integer tables, frozen when the codec was built.
       digest: Identity of config, weights and tables (`jaxsem.weights.native.identity`); files carry its first bytes.
       quality: The quality that `compress` uses, in [0, qualities - 1].
+      exact: Variables of the networks that decide tables and means in exact arithmetic (`jaxsem.calibration`), or None.
+      arithmetic: What `compress` uses, "exact" or "float"; a packet says which it needs.
     """
 
     name: str
@@ -55,6 +59,8 @@ class Codec:
     tables: Tables
     digest: bytes
     quality: float = 0.0
+    exact: Any = None
+    arithmetic: str = "float"
 
     @property
     def lambdas(self) -> tuple[float, ...]:
@@ -62,7 +68,7 @@ class Codec:
         return self.module.config.lambdas
 
     def at_quality(self, quality: float) -> "Codec":
-        """The same codec at another quality, a real number; rounded to the 1/32 that a packet holds.
+        """The same codec at another quality, a real number; rounded to the 1/16 that a packet holds.
 
         Raises:
           InputError: The quality is outside what the weights serve.
@@ -70,10 +76,20 @@ class Codec:
         top = max(len(self.lambdas) - 1, 0)
         if not 0 <= quality <= top:
             raise InputError(f"{self.name} has qualities 0 to {top}, not {quality:g}")
-        return Codec(
-            self.name, self.module, self.params, self.tables, self.digest,
-            round(quality * QUALITY_STEPS) / QUALITY_STEPS,
-        )  # fmt: skip
+        return replace(self, quality=round(quality * QUALITY_STEPS) / QUALITY_STEPS)
+
+    def in_arithmetic(self, arithmetic: str) -> "Codec":
+        """The same codec, compressing in "exact" or "float" arithmetic; it decompresses both.
+
+        Raises:
+          InputError: Neither of the two.
+          WeightsError: The weights were not calibrated for exact arithmetic.
+        """
+        if arithmetic not in ARITHMETICS:
+            raise InputError(f"the arithmetic is 'exact' or 'float', not {arithmetic!r}")
+        if arithmetic == "exact" and self.exact is None:
+            raise WeightsError(f"{self.name} has no exact arithmetic: make it with jaxsem.calibrate(codec, photos)")
+        return replace(self, arithmetic=arithmetic)
 
     def analyze(self, params: Any, batch: Batch, rng: PRNGKeyArray | None = None) -> dict[str, jax.Array]:
         """Latents of images, pure; not rounded yet.
@@ -143,146 +159,178 @@ def run_synthesis(module: Any, params: Any, y_hat: jax.Array, quality: jax.Array
 
 
 @partial(jax.jit, static_argnames=("module", "grid"))
-def _start(module, grid, params, quality):
+def _start(module, grid, variables, quality):
     """The first state and the prediction of slice 0."""
-    variables = {"params": params}
-    state = module.apply(variables, 1, grid, quality, method="begin")
+    state = module.apply(variables, quality.shape[0], grid, quality, method="begin")
     return state, module.apply(variables, 0, state, method="predict")
 
 
 @partial(jax.jit, static_argnames=("module", "i"))
-def _advance(module, i, params, state, symbols, mean):
+def _advance(module, i, variables, state, symbols, mean):
     """The state after slice i and the prediction of slice i + 1, None after the last."""
-    variables = {"params": params}
     state = module.apply(variables, i, state, symbols.astype(jnp.float32) + mean, method="place")
     last = i + 1 == module.slices
     return state, None if last else module.apply(variables, i + 1, state, method="predict")
 
 
 @partial(jax.jit, static_argnames=("module", "i"))
-def _quantise(module, i, params, latents, mean, scale, inside):
-    """Symbols of slice i, zero in the padding, and the model's estimate of their bits."""
-    variables = {"params": params}
+def _quantise(module, i, variables, latents, mean, scale, inside):
+    """Symbols of slice i, zero in the padding, and the model's estimate of their bits, for each image."""
     values = module.apply(variables, i, latents, method="values_of")
     symbols = jnp.where(inside, jnp.clip(jnp.round(values - mean), -_SYMBOL_LIMIT, _SYMBOL_LIMIT), 0.0)
     probability = module.apply(variables, i, symbols + mean, mean, scale, method="likelihood_of")
-    return symbols.astype(jnp.int32), -jnp.where(inside, jnp.log2(probability), 0.0).sum()
+    return symbols.astype(jnp.int32), -jnp.where(inside, jnp.log2(probability), 0.0).sum(axis=(1, 2, 3))
 
 
 # -- the slice driver -----------------------------------------------------------------------------------------------------
 
+Size = tuple[int, int]  # true height and width of an image in pixels; (0, 0) fills up a batch
+
 
 @dataclass(frozen=True)
 class Coded:
-    """What the device leaves for the host: per slice its symbols, tables and mask, and the estimate in bits."""
+    """What the device leaves for the host: per slice the symbols, tables and mask of a batch, and the estimates in bits [b]."""
 
-    slices: tuple[tuple[jax.Array, jax.Array, jax.Array], ...]
+    slices: tuple[tuple[jax.Array, jax.Array, np.ndarray], ...]
     bits: jax.Array
 
 
-def code_latents(codec: Codec, latents: dict[str, jax.Array], size: tuple[int, int], quality: float) -> Coded:
-    """Runs the slices of one image on the device; returns at once, with the work under way.
+def variables_of(codec: Codec, exact: bool) -> dict[str, Any]:
+    """Variables of the networks that decide tables and means, in the arithmetic that a packet names.
+
+    Raises:
+      FormatError: The codec has no exact arithmetic.
+    """
+    if not exact:
+        return {"params": codec.params}
+    if codec.exact is None:
+        raise FormatError(f"the image packet was made in exact arithmetic, which {codec.name} does not have")
+    return codec.exact
+
+
+def code_latents(codec: Codec, latents: dict[str, jax.Array], sizes: Sequence[Size], quality: float) -> Coded:
+    """Runs the slices of a batch on the device; returns at once, with the work under way.
 
     Args:
-      codec: The codec.
-      latents: y [1, h, w, m] and z [1, h/4, w/4, n].
-      size: True height and width of the image in pixels; symbols of its padding are not coded.
+      codec: The codec; in float arithmetic a batch is one image.
+      latents: y [b, h, w, m] and z [b, h/4, w/4, n].
+      sizes: Of each image; symbols of its padding are not coded.
       quality: As a packet holds it.
     """
-    module, params = codec.module, codec.params
+    module, variables = codec.module, variables_of(codec, codec.arithmetic == "exact")
     grid = latents["z"].shape[1:3]
-    state, (table, mean, scale) = _start(module, grid, params, np.full(1, quality, np.float32))
+    state, (table, mean, scale) = _start(module, grid, variables, np.full(len(sizes), quality, np.float32))
     slices, total = [], 0.0
     for i in range(module.slices):
-        inside = module.inside(i, grid, size)
-        symbols, bits = _quantise(module, i, params, latents, mean, scale, inside)
+        inside = _inside(module, i, grid, sizes)
+        symbols, bits = _quantise(module, i, variables, latents, mean, scale, inside)
         slices.append((symbols, table, inside))
         total = total + bits
         if i + 1 < module.slices:
-            state, (table, mean, scale) = _advance(module, i, params, state, symbols, mean)
+            state, (table, mean, scale) = _advance(module, i, variables, state, symbols, mean)
     return Coded(tuple(slices), total)
 
 
-def encode(codec: Codec, coded: Coded, quality: float) -> bytes:
-    """The host's part: packs the integers of one image into a packet."""
-    head = _head(quality)
+def _inside(module: Any, i: int, grid: tuple[int, int], sizes: Sequence[Size]) -> np.ndarray:
+    return np.concatenate([module.inside(i, grid, size) for size in sizes])
+
+
+def encode(codec: Codec, coded: Coded, count: int) -> list[bytes]:
+    """The host's part: packs the integers of the first `count` images of a batch into a packet each."""
+    head = bytes([round(codec.quality * QUALITY_STEPS) | (_EXACT if codec.arithmetic == "exact" else 0)])
+    slices = jax.device_get(coded.slices)
+    return [head + _encode_one(codec, [[part[k] for part in each] for each in slices], head) for k in range(count)]
+
+
+def _encode_one(codec: Codec, slices: list, head: bytes) -> bytes:
     encoder, check = rans.Encoder(codec.tables), zlib.crc32(head)
-    for symbols, table, inside in jax.device_get(coded.slices):
+    for symbols, table, inside in slices:
         mask = np.broadcast_to(inside, symbols.shape)
         flat = symbols[mask]
         check = zlib.crc32(flat.astype("<i4").tobytes(), check)
         encoder.push(flat, table[mask])
-    return head + encoder.finish(check & 0xFFFF)
+    return encoder.finish(check & 0xFFFF)
 
 
-def _head(quality: float) -> bytes:
-    return bytes([round(quality * QUALITY_STEPS)])
+def parse_head(packet: bytes) -> tuple[float, bool]:
+    """The quality that a packet of at least one byte was made with, and whether in exact arithmetic."""
+    return (packet[0] & ~_EXACT) / QUALITY_STEPS, bool(packet[0] & _EXACT)
 
 
-def packet_quality(codec: Codec, packet: bytes) -> float:
-    """The quality that a packet was made with.
+def read_head(codec: Codec, packet: bytes) -> tuple[float, bool]:
+    """`parse_head`, checked against the codec that is to decode the packet.
 
     Raises:
       FormatError: The packet is empty or names a quality that the weights do not serve.
     """
     top = max(len(codec.lambdas) - 1, 0)
-    if not packet or packet[0] > top * QUALITY_STEPS:
-        seen = "is empty" if not packet else f"asks for quality {packet[0] / QUALITY_STEPS:g}"
+    if not packet or parse_head(packet)[0] > top:
+        seen = f"asks for quality {parse_head(packet)[0]:g}" if packet else "is empty"
         raise FormatError(f"the image packet {seen}, but {codec.name} has 0 to {top}: the file is damaged")
-    return packet[0] / QUALITY_STEPS
+    return parse_head(packet)
 
 
-def decode(codec: Codec, packet: bytes, size: tuple[int, int], grid: tuple[int, int]) -> jax.Array:
-    """Decodes the latent of one image.
+def decode(codec: Codec, packets: Sequence[bytes], sizes: Sequence[Size], grid: tuple[int, int]) -> jax.Array:
+    """Decodes the latents of a batch of images of one shape bucket.
 
     Args:
-      codec: The codec whose digest the file names.
-      packet: The packet.
-      size: True height and width in pixels.
-      grid: Height and width of z, from the image's shape bucket.
+      codec: The codec whose digest the files name.
+      packets: Of each image, all in one arithmetic; float arithmetic takes one image at a time.
+      sizes: Of each image; those beyond the packets fill up the batch.
+      grid: Height and width of z, from the images' shape bucket.
 
     Returns:
-      y_hat [1, 4 grid_h, 4 grid_w, m].
+      y_hat [b, 4 grid_h, 4 grid_w, m].
 
     Raises:
-      FormatError: The packet is damaged, or this machine computed other tables than the encoder.
+      FormatError: A packet is damaged, or in float arithmetic this machine computed other tables than the encoder.
     """
-    quality = packet_quality(codec, packet)
-    decoder = rans.Decoder(packet[1:], codec.tables)
-    y_hat, check = decode_slices(codec, decoder.pull, quality, size, grid)
-    decoder.finish(check)
+    heads = [read_head(codec, packet) for packet in packets]
+    decoders = [rans.Decoder(packet[1:], codec.tables) for packet in packets]
+    checks = [zlib.crc32(packet[:1]) for packet in packets]
+
+    def pull(k: int, table: np.ndarray) -> np.ndarray:
+        flat = decoders[k].pull(table)
+        checks[k] = zlib.crc32(flat.astype("<i4").tobytes(), checks[k])
+        return flat
+
+    qualities, exact = [quality for quality, _ in heads], heads[0][1]
+    y_hat = decode_slices(codec, pull, qualities, sizes, grid, exact)
+    for decoder, check in zip(decoders, checks, strict=True):
+        decoder.finish(check & 0xFFFF)
     return y_hat
 
 
 def decode_slices(
     codec: Codec,
-    pull: Callable[[np.ndarray], np.ndarray],
-    quality: float,
-    size: tuple[int, int],
+    pull: Callable[[int, np.ndarray], np.ndarray],
+    qualities: Sequence[float],
+    sizes: Sequence[Size],
     grid: tuple[int, int],
-) -> tuple[jax.Array, int]:
-    """Runs the slices of one image with symbols from anywhere, and waits for the device before each slice.
+    exact: bool,
+) -> jax.Array:
+    """Runs the slices of a batch with symbols from anywhere, and waits for the device before each slice.
 
     Args:
       codec: The codec.
-      pull: Gives the symbols of the next slice, int32, for their tables, both [symbols of the slice].
-      quality: As the packet holds it.
-      size: True height and width in pixels.
+      pull: Called as pull(k, table), gives the next symbols of image k, int32, for their tables, both [symbols].
+      qualities: As the packets hold them; one for each image that is pulled.
+      sizes: Of each image; those beyond the qualities fill up the batch.
       grid: Height and width of z.
+      exact: In which arithmetic.
 
     Returns:
-      y_hat [1, 4 grid_h, 4 grid_w, m], with its last slice under way, and the packet's 16-bit checksum.
+      y_hat [b, 4 grid_h, 4 grid_w, m], with its last slice under way.
     """
-    module, params = codec.module, codec.params
-    state, prediction = _start(module, grid, params, np.full(1, quality, np.float32))
-    check = zlib.crc32(_head(quality))
+    module, variables = codec.module, variables_of(codec, exact)
+    filled = np.array([*qualities, *[qualities[-1]] * (len(sizes) - len(qualities))], np.float32)
+    state, prediction = _start(module, grid, variables, filled)
     for i in range(module.slices):
         table, mean, _ = prediction
         table = np.asarray(table)
-        mask = np.broadcast_to(module.inside(i, grid, size), table.shape)
-        flat = pull(table[mask])
-        check = zlib.crc32(flat.astype("<i4").tobytes(), check)
+        mask = np.broadcast_to(_inside(module, i, grid, sizes), table.shape)
         symbols = np.zeros(table.shape, np.int32)
-        symbols[mask] = flat
-        state, prediction = _advance(module, i, params, state, symbols, mean)
-    return state["y_hat"], check & 0xFFFF
+        for k in range(len(qualities)):
+            symbols[k][mask[k]] = pull(k, table[k][mask[k]])
+        state, prediction = _advance(module, i, variables, state, symbols, mean)
+    return state["y_hat"]

@@ -65,13 +65,14 @@ def compress_stream(
     running: deque[Future] = deque()
     with ThreadPoolExecutor(_WORKERS) as pool:
         for group in _batches(images, size):
-            for position, image, latents in analyse_batch(codec, group, size):
-                coded = driver.code_latents(codec, latents, image.shape[:2], codec.quality)
-                running.append(pool.submit(_finish, codec, position, image.shape[:2], coded))
-            while len(running) > 2 * size:
-                yield running.popleft().result()
+            for part, latents in analyse_batch(codec, group, size):
+                sizes = _sizes([image.shape[:2] for _, image in part], latents["y"].shape[0])
+                coded = driver.code_latents(codec, latents, sizes, codec.quality)
+                running.append(pool.submit(_finish, codec, part, coded))
+            while len(running) > 2 * _WORKERS:
+                yield from running.popleft().result()
         while running:
-            yield running.popleft().result()
+            yield from running.popleft().result()
 
 
 def compress_items(codec: Codec, images: Sequence[Image], batch: int | None = None) -> list[Compressed]:
@@ -150,10 +151,15 @@ def decompress_items(codec: Codec, items: Sequence[Item], batch: int | None = No
     """
     size = batch or default_batch()
     images: list[Image | None] = [None] * len(items)
+
+    def kind(item: Item) -> tuple:
+        return shapes.bucket(item.height, item.width), driver.read_head(codec, _packet(item))[1]
+
     with ThreadPoolExecutor(_WORKERS) as pool:
-        latents = pool.map(lambda item: _decode(codec, item), items)
-        for group in _grouped(zip(items, latents, strict=True), size, lambda pair: pair[1].shape):
-            for position, image in synthesise_batch(codec, group, size):
+        groups = [*_grouped(items, size, kind)]
+        latents = pool.map(lambda group: _decode(codec, [item for _, item in group], size), groups)
+        for group, y_hat in zip(groups, latents, strict=True):
+            for position, image in synthesise_batch(codec, group, y_hat):
                 images[position] = image
     return images
 
@@ -192,23 +198,32 @@ def _fill(arrays: list, size: int) -> np.ndarray:
     return np.concatenate([*arrays, *[arrays[-1]] * (size - len(arrays))])
 
 
-def analyse_batch(codec: Codec, group: list, size: int) -> Iterator[tuple[int, Image, dict[str, jax.Array]]]:
+def _sizes(sizes: list[driver.Size], batch: int) -> list[driver.Size]:
+    """Filled up with images of no pixels."""
+    return [*sizes, *[(0, 0)] * (batch - len(sizes))]
+
+
+def analyse_batch(codec: Codec, group: list, size: int) -> Iterator[tuple[list, dict[str, jax.Array]]]:
     """Starts the analysis of one batch: up to `size` (position, image) pairs of one shape bucket.
 
     Yields:
-      Position, image, and its latents `y` and `z` with a batch axis of 1, not waited for.
+      Parts of the group that the slice driver may take together, and their latents `y` and `z`, not waited for: in exact
+      arithmetic the whole batch, filled up to `size`, in float arithmetic one image.
     """
     padded = [shapes.pad(image)[None] for _, image in group]
     height, width = padded[0].shape[1:3]
     if max(height, width) > shapes.WINDOW:
-        for (position, image), pixels in zip(group, padded, strict=True):
-            yield position, image, _analyse_tiles(codec, pixels)
+        for pair, pixels in zip(group, padded, strict=True):
+            yield [pair], _analyse_tiles(codec, pixels)
         return
     quality = np.full(size, codec.quality, np.float32)
     y = driver.run_analysis(codec.module, codec.params, _fill(padded, size), quality)
     z = driver.run_hyper_analysis(codec.module, codec.params, y, quality)
-    for k, (position, image) in enumerate(group):
-        yield position, image, {"y": y[k : k + 1], "z": z[k : k + 1]}
+    if codec.arithmetic == "exact":
+        yield group, {"y": y, "z": z}
+    else:
+        for k, pair in enumerate(group):
+            yield [pair], {"y": y[k : k + 1], "z": z[k : k + 1]}
 
 
 def _tiles(height: int, width: int, unit: int) -> Iterator[tuple[shapes.Span, shapes.Span]]:
@@ -233,36 +248,45 @@ def _analyse_tiles(codec: Codec, pixels: np.ndarray) -> dict[str, jax.Array]:
     return {"y": y, "z": driver.run_hyper_analysis(codec.module, codec.params, y, quality)}
 
 
-def _finish(codec: Codec, position: int, size: tuple[int, int], coded: driver.Coded) -> tuple[int, Compressed]:
-    packet = driver.encode(codec, coded, codec.quality)
-    return position, Compressed(Item(*size, {PACKET: packet}), float(coded.bits))
+def _finish(codec: Codec, part: list, coded: driver.Coded) -> list[tuple[int, Compressed]]:
+    packets, bits = driver.encode(codec, coded, len(part)), np.asarray(coded.bits)
+    return [
+        (position, Compressed(Item(*image.shape[:2], {PACKET: packet}), float(estimate)))
+        for (position, image), packet, estimate in zip(part, packets, bits, strict=False)
+    ]
 
 
-def _decode(codec: Codec, item: Item) -> jax.Array:
+def _packet(item: Item) -> bytes:
     if PACKET not in item.sections or item.height == 0:
         raise FormatError(f"the file has no image packet, only sections {sorted(item.sections)}: it is not an image")
     if item.height * item.width > _PIXELS_LIMIT:
         raise FormatError(f"the file claims {item.height}x{item.width} pixels, above the limit of {_PIXELS_LIMIT}")
-    size = (item.height, item.width)
-    return driver.decode(codec, item.sections[PACKET], size, shapes.latent_grid(*size))
+    return item.sections[PACKET]
 
 
-def synthesise_batch(codec: Codec, group: list, size: int) -> Iterator[tuple[int, Image]]:
-    """Images of one batch: up to `size` (position, (item, y_hat)) pairs of one shape bucket.
+def _decode(codec: Codec, items: list[Item], size: int) -> jax.Array:
+    """y_hat of items of one shape bucket and one arithmetic, filled up to `size`; a large image stays alone."""
+    packets, sizes = [_packet(item) for item in items], [(item.height, item.width) for item in items]
+    grid = shapes.latent_grid(*sizes[0])
+    if driver.read_head(codec, packets[0])[1] and max(shapes.bucket(*sizes[0])) <= shapes.WINDOW:
+        return driver.decode(codec, packets, _sizes(sizes, size), grid)
+    alone = [driver.decode(codec, [packet], [one], grid) for packet, one in zip(packets, sizes, strict=True)]
+    return alone[0] if size == 1 else jnp.concatenate([*alone, *[alone[-1]] * (size - len(alone))])
+
+
+def synthesise_batch(codec: Codec, group: list[tuple[int, Item]], y_hat: jax.Array) -> Iterator[tuple[int, Image]]:
+    """Images of one batch: (position, item) pairs of one shape bucket, and their latents, filled up to the batch's size.
 
     Yields:
       Position and image, cropped to its true size.
     """
-    qualities = [driver.packet_quality(codec, item.sections[PACKET]) for _, (item, _) in group]
-    latents = [y_hat for _, (_, y_hat) in group]
-    height, width = latents[0].shape[1:3]
-    if max(height, width) > shapes.WINDOW // (shapes.STRIDE // 4):
-        whole = (_synthesise_tiles(codec, y, q) for y, q in zip(latents, qualities, strict=True))
+    qualities = [driver.read_head(codec, _packet(item))[0] for _, item in group]
+    if max(y_hat.shape[1:3]) > shapes.WINDOW // (shapes.STRIDE // 4):
+        whole = (_synthesise_tiles(codec, y_hat[k : k + 1], q) for k, q in enumerate(qualities))
     else:
-        quality = np.array([*qualities, *[qualities[-1]] * (size - len(group))], np.float32)
-        batch = latents[0] if size == 1 else jnp.concatenate([*latents, *[latents[-1]] * (size - len(group))])
-        whole = iter(np.asarray(driver.run_synthesis(codec.module, codec.params, batch, quality)))
-    for (position, (item, _)), image in zip(group, whole, strict=False):
+        quality = np.array([*qualities, *[qualities[-1]] * (len(y_hat) - len(group))], np.float32)
+        whole = iter(np.asarray(driver.run_synthesis(codec.module, codec.params, y_hat, quality)))
+    for (position, item), image in zip(group, whole, strict=False):
         yield position, np.ascontiguousarray(image[: item.height, : item.width])
 
 

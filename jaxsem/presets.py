@@ -10,11 +10,14 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxsem.calibration import calibrate, with_grids
 from jaxsem.codec import Codec
 from jaxsem.codecs import ElicConfig, HyperpriorConfig, build_module, param_shapes
+from jaxsem.data.images import list_images, read_image
 from jaxsem.entropy.factorised import factorised_tables, quantiles_by_bisection
 from jaxsem.entropy.tables import Tables, gaussian_tables, quantise_counts
 from jaxsem.errors import InputError, WeightsError
+from jaxsem.nn.exact import COLLECTION
 from jaxsem.weights.native import half_kernels, identity, read_weights, write_weights
 
 ASSETS = Path(__file__).parent / "assets"
@@ -86,38 +89,49 @@ _PRESETS = (
 PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _PRESETS})
 
 
-def load(name: str, quality: float | None = None, weights: str | Path | None = None) -> Codec:
+def load(
+    name: str,
+    quality: float | None = None,
+    weights: str | Path | None = None,
+    arithmetic: str | None = None,
+) -> Codec:
     """Loads a codec.
 
     Args:
       name: A preset (see `jaxsem presets`), a folder or file of weights written by `jaxsem train`, or the Hugging Face id of
         such a folder.
       quality: What `compress` uses, in [0, qualities - 1]; the middle one, rounded up, by default.
-      weights: For a preset whose weights are not shipped: a file or folder of ours, or a CompressAI state dict.
+      weights: For a preset whose weights are not shipped: a file or folder of ours, or a CompressAI state dict, which is
+        calibrated for exact arithmetic on the bundled photos unless "float" is asked for.
+      arithmetic: What `compress` decides tables in: "exact", whose files decode on every device, or "float". By default
+        exact where the weights file was calibrated for it.
 
     Returns:
       The codec, with its parameters on the default device.
 
     Raises:
-      InputError: Neither a preset nor a folder, or a quality that the weights do not serve.
-      WeightsError: The weights are missing, damaged or do not fit.
+      InputError: Neither a preset nor a folder, a quality that the weights do not serve, or no such arithmetic.
+      WeightsError: The weights are missing, damaged or do not fit, or were not calibrated.
     """
     preset = PRESETS.get(name)
     if preset is None:
         codec = _from_file(Path(name).name, _find(name))
     elif weights is not None:
-        codec = _from_any(preset, Path(weights))
+        codec = _from_any(preset, Path(weights), arithmetic)
     elif preset.weights is None:
         raise WeightsError(
             f"the preset {name} comes without weights: name a file, as in load({name!r}, weights='elic.pth.tar')"
         )
     else:
         codec = _from_file(name, ASSETS / preset.weights, preset.sha256)
-    return codec.at_quality(len(codec.lambdas) // 2 if quality is None else quality)
+    codec = codec.at_quality(len(codec.lambdas) // 2 if quality is None else quality)
+    return codec if arithmetic is None else codec.in_arithmetic(arithmetic)
 
 
 def freeze(name: str, module: Any, params: Any, half: bool = True) -> Codec:
     """Builds a codec once from trained parameters: the prior's tails by bisection, and the integer tables.
+
+    Its arithmetic is float; `jaxsem.calibration.calibrate` adds the exact one.
 
     Args:
       name: What errors call it.
@@ -140,7 +154,7 @@ def freeze(name: str, module: Any, params: Any, half: bool = True) -> Codec:
     tables = Tables.concat(
         gaussian_tables(quantise=quantise_counts), factorised_tables(*parts, quantiles, quantise=quantise_counts)
     )
-    return _codec(name, module, params, tables)
+    return Codec(name, module, jax.device_put(params), tables, identity(asdict(module.config), params, tables))
 
 
 def save(codec: Codec, path: str | Path, system: str, card: Mapping[str, Any], force: bool = False) -> str:
@@ -156,18 +170,39 @@ def save(codec: Codec, path: str | Path, system: str, card: Mapping[str, Any], f
     Raises:
       OutputError: The file exists, or it cannot be written.
     """
-    path = Path(path)
-    path = path / WEIGHTS_NAME if path.is_dir() else path
     params = jax.device_get(codec.params)
-    return write_weights(path, system, asdict(codec.module.config), card, params, codec.tables, force)
+    grids = None if codec.exact is None else jax.device_get(codec.exact[COLLECTION])
+    return write_weights(
+        weights_path(path), system, asdict(codec.module.config), card, params, codec.tables, grids, force
+    )
+
+
+def weights_path(path: str | Path) -> Path:
+    """The weights file that a path means: the file itself, or a folder's `model.safetensors`."""
+    path = Path(path)
+    return path / WEIGHTS_NAME if path.is_dir() else path
+
+
+def card_of(name: str, weights: str | Path | None = None) -> Mapping[str, Any]:
+    """What a weights file of ours says of its origin; empty for a published checkpoint. Arguments as `load` takes them.
+
+    Raises:
+      InputError: Neither a preset nor a folder.
+      WeightsError: The file is damaged.
+    """
+    if weights is not None:
+        path = weights_path(weights)
+    elif name in PRESETS:
+        path = ASSETS / str(PRESETS[name].weights)
+    else:
+        path = _find(name)
+    return read_weights(path).card if path.suffix == ".safetensors" else {}
 
 
 def _find(name: str) -> Path:
     """The weights file that a path or a Hugging Face id means."""
-    path = Path(name)
-    if path.is_dir():
-        return path / WEIGHTS_NAME
-    if path.exists():
+    path = weights_path(name)
+    if path.exists() or Path(name).is_dir():
         return path
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _from_hub(name)
@@ -196,22 +231,26 @@ def _from_file(name: str, path: Path, sha256: str | None = None) -> Codec:
         raise WeightsError(f"{path.name} has the SHA-256 {file.sha256[:12]}..., not {sha256[:12]}...: reinstall jaxsem")
     module = build_module(file.system, file.config)
     check_params(module, file.params, str(path))
-    return _codec(name, module, file.params, file.tables)
+    digest = identity(asdict(module.config), file.params, file.tables)
+    codec = Codec(name, module, jax.device_put(file.params), file.tables, digest)
+    return codec if file.grids is None else with_grids(codec, file.grids)
 
 
-def _codec(name: str, module: Any, params: Mapping[str, Any], tables: Tables) -> Codec:
-    return Codec(name, module, jax.device_put(params), tables, identity(asdict(module.config), params, tables))
-
-
-def _from_any(preset: Preset, path: Path) -> Codec:
-    path = path / WEIGHTS_NAME if path.is_dir() else path
+def _from_any(preset: Preset, path: Path, arithmetic: str | None) -> Codec:
+    path = weights_path(path)
     if path.suffix == ".safetensors":
         return _from_file(preset.name, path)
     from jaxsem.weights.compressai import load_compressai
 
     module, params = load_compressai(path, preset.system, preset.config)
     # Float32 as published: rounding could move a symbol away from the one that CompressAI codes.
-    return freeze(preset.name, module, params, half=False)
+    codec = freeze(preset.name, module, params, half=False)
+    return codec if arithmetic == "float" else calibrate(codec, bundled_photos())
+
+
+def bundled_photos() -> list[np.ndarray]:
+    """The photos that come with jaxsem, uint8 [h, w, 3]."""
+    return [read_image(path) for path in list_images(BUNDLED_PHOTOS)]
 
 
 def check_params(module: Any, params: Mapping[str, Any], where: str) -> None:

@@ -19,9 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsem import presets
+from jaxsem.calibration import calibrate, training_variables
+from jaxsem.codec import Codec
 from jaxsem.codecs import build_module, init_params
+from jaxsem.data.sources import first_images
 from jaxsem.errors import InputError
 from jaxsem.losses import lambda_at, rate_distortion
+from jaxsem.nn.exact import COLLECTION
 from jaxsem.training.optimizer import OptimizerConfig
 
 # What every recipe's QUICK shares: two steps on the bundled photos.
@@ -30,6 +34,7 @@ QUICK_RUN = MappingProxyType(
 )
 # Keeps the tails' pull well below the rate's, with which it shares the gradient's norm.
 _QUANTILE_WEIGHT = 1e-3
+_CALIBRATION = 12  # images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +56,8 @@ class Recipe:
       ema_decay: Of the moving average that is evaluated and kept; None for none.
       dtype: Of the arithmetic, "float32" or "bfloat16"; parameters are float32 in any case.
       init: A weights file or folder to start from instead of random parameters.
+      exact: Whether to train with the quantisation of exact arithmetic in the loop; it is that of `init`, which must be
+        calibrated.
       log_every: Steps between rows of metrics.
       eval_every: Steps between evaluations and checkpoints.
       seed: Of parameters, data order and noise.
@@ -70,6 +77,7 @@ class Recipe:
     ema_decay: float | None = None
     dtype: str = "float32"
     init: str = ""
+    exact: bool = False
     log_every: int = 50
     eval_every: int = 1000
     seed: int = 0
@@ -84,6 +92,8 @@ def run_recipe(
 ) -> Path:
     """Trains a recipe, going on from the newest checkpoint in `workdir`, and writes the best parameters as a weights file.
 
+    The weights are calibrated for exact arithmetic on the first images of `valid`.
+
     Args:
       recipe: A recipe file, or a `Recipe`.
       workdir: Folder of the run; `runs/NAME` by default.
@@ -95,7 +105,8 @@ def run_recipe(
       The weights file, which `jaxsem.load` reads.
 
     Raises:
-      InputError: An unreadable recipe, an unknown key, or a value of another kind.
+      InputError: An unreadable recipe, an unknown key, a value of another kind, or images that cannot serve as calibration.
+      WeightsError: Exact arithmetic would cost too much rate; the weights are written without it.
     """
     from jaxsem.data.batching import training_batches
     from jaxsem.data.sources import open_source
@@ -120,9 +131,10 @@ def run_recipe(
         ema_decay=settings.ema_decay,
         quiet=quiet,
     )
+    start = _first_codec(module, settings)
     state = train(
-        training_loss(module, settings.weight),
-        _first_params(module, settings),
+        training_loss(module, settings.weight, _grids(start, settings)),
+        _first_params(module, settings) if start is None else start.params,
         lambda: training_batches(
             source, settings.batch, settings.crop, seed=settings.seed, min_scale=settings.min_scale
         ),
@@ -134,15 +146,16 @@ def run_recipe(
         seed=settings.seed,
         config=_plain(settings),
     )
-    return _write_best(module, settings, folder, int(state.step))
+    return _write_best(module, settings, folder, int(state.step), valid)
 
 
-def training_loss(module: Any, weight: float) -> Callable:
+def training_loss(module: Any, weight: float, grids: Mapping[str, Any] | None = None) -> Callable:
     """The loss of a codec for `jaxsem.training`: rate-distortion, and the pull on the factorised prior's quantiles.
 
     Args:
       module: The codec's module.
       weight: lambda of a model of one rate.
+      grids: Of exact arithmetic, for its quantisation in the loop; None for float arithmetic.
 
     Returns:
       loss_fn(params, batch, rng) -> (loss, metrics), pure.
@@ -154,7 +167,8 @@ def training_loss(module: Any, weight: float) -> Callable:
         dealer, noise = jax.random.split(rng)
         # Every quality as often, in a new order each step.
         quality = (jax.random.permutation(dealer, x.shape[0]) % max(len(lambdas), 1)).astype(jnp.float32)
-        outputs = module.apply({"params": params}, x, quality, noise)
+        variables = {"params": params} if grids is None else training_variables(params, grids)
+        outputs = module.apply(variables, x, quality, noise)
         loss, metrics = rate_distortion(x, outputs, lambda_at(lambdas, quality) if lambdas else weight)
         tails = module.apply({"params": params}, method="quantile_loss")
         return loss + _QUANTILE_WEIGHT * tails, {"rd": loss, "tails": tails, **metrics}
@@ -277,12 +291,25 @@ def _fitting(key: str, old: Any, new: Any) -> Any:
 # -- pieces --------------------------------------------------------------------------------------------------------------
 
 
+def _first_codec(module: Any, settings: Recipe) -> Codec | None:
+    """The codec that `init` names, None without."""
+    if not settings.init:
+        return None
+    codec = presets.load(settings.init)
+    if codec.module.config != module.config:
+        raise InputError(f"init={settings.init} holds a model of another config: {codec.module.config}")
+    return codec
+
+
+def _grids(start: Codec | None, settings: Recipe) -> Mapping[str, Any] | None:
+    if not settings.exact:
+        return None
+    if start is None or start.exact is None:
+        raise InputError("exact=True needs init=WEIGHTS, calibrated weights to start from: see `jaxsem calibrate`")
+    return start.exact[COLLECTION]
+
+
 def _first_params(module: Any, settings: Recipe) -> Any:
-    if settings.init:
-        codec = presets.load(settings.init)
-        if codec.module.config != module.config:
-            raise InputError(f"init={settings.init} holds a model of another config: {codec.module.config}")
-        return codec.params
     params = init_params(module, settings.seed)
     lambdas = np.asarray(module.config.lambdas)
     if len(lambdas):
@@ -305,12 +332,13 @@ def _plain(settings: Recipe) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(settings)))
 
 
-def _write_best(module: Any, settings: Recipe, folder: Path, step: int) -> Path:
+def _write_best(module: Any, settings: Recipe, folder: Path, step: int, valid: Any) -> Path:
     from jaxsem.training.checkpoint import load_best
 
     params, info = load_best(folder)
     codec = presets.freeze(settings.name, build_module(settings.system, dataclasses.asdict(settings.config)), params)
     card = {"recipe": _plain(settings), "date": date.today().isoformat(), "steps": step, "best": info}
     path = folder / presets.WEIGHTS_NAME
-    presets.save(codec, path, settings.system, card, force=True)
+    presets.save(codec, path, settings.system, card, force=True)  # first without calibration: it may refuse
+    presets.save(calibrate(codec, first_images(valid, _CALIBRATION)), path, settings.system, card, force=True)
     return path

@@ -29,7 +29,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_codec():
     """A variable-rate ELIC of a few thousand random parameters: everything works, nothing looks good."""
-    from jaxsem import presets
+    from jaxsem import calibration, presets
     from jaxsem.codecs import Elic, ElicConfig, init_params
 
     config = ElicConfig((8, 8, 8), 16, 8, (2, 6, 8), (8, 8), lambdas=(0.001, 0.01))
@@ -38,7 +38,8 @@ def tiny_codec():
     # Random transforms give latents near zero; larger ones exercise the tables and the escapes.
     params["gain_y"]["forward"] = params["gain_y"]["forward"] + 4.0
     params["gain_z"]["forward"] = params["gain_z"]["forward"] + 2.0
-    return presets.freeze("tiny", module, params)
+    codec = presets.freeze("tiny", module, params)
+    return calibration.calibrate(codec, presets.bundled_photos())
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,9 @@ def test_a_file_decodes_to_what_the_encoder_saw(tiny_codec, noise_photo):
     photo = noise_photo(70, 100)
     quality = tiny_codec.quality
     latents = tiny_codec.analyze(tiny_codec.params, {"image": shapes.pad(photo)[None]})
-    coded = driver.code_latents(tiny_codec, latents, photo.shape[:2], quality)
-    y_hat = driver.decode(
-        tiny_codec, driver.encode(tiny_codec, coded, quality), photo.shape[:2], shapes.latent_grid(70, 100)
-    )
+    coded = driver.code_latents(tiny_codec, latents, [photo.shape[:2]], quality)
+    packets = driver.encode(tiny_codec, coded, 1)
+    y_hat = driver.decode(tiny_codec, packets, [photo.shape[:2]], shapes.latent_grid(70, 100))
     symbols = np.asarray(coded.slices[-1][0])
     assert np.abs(symbols).max() > 3, "the random codec must not be trivial"
     # Inside the image the decoded latent is within half a step of the analysed one, in every channel.
@@ -66,7 +65,7 @@ def test_quality_changes_the_rate_and_travels_in_the_file(tiny_codec, noise_phot
     [low] = pipeline.compress_items(tiny_codec.at_quality(0), [photo])
     [between] = pipeline.compress_items(tiny_codec.at_quality(0.5), [photo])
     packet = between.item.sections[pipeline.PACKET]
-    assert driver.packet_quality(tiny_codec, packet) == 0.5
+    assert driver.read_head(tiny_codec, packet) == (0.5, True)
     # Any quality of the codec decodes any file.
     [again] = pipeline.decompress_items(tiny_codec.at_quality(1), [between.item])
     [same] = pipeline.decompress_items(tiny_codec.at_quality(0), [between.item])
@@ -127,4 +126,4 @@ def test_qualities_outside_the_weights_are_refused(tiny_codec):
     with pytest.raises(InputError, match="qualities 0 to 1, not 2"):
         tiny_codec.at_quality(2)
     with pytest.raises(FormatError, match="quality 3"):
-        driver.packet_quality(tiny_codec, bytes([96]))
+        driver.read_head(tiny_codec, bytes([48]))

@@ -189,12 +189,13 @@ def compress_stages(codec: Codec, images: list[np.ndarray]) -> tuple[list[bytes]
     clock = Clock()
     with clock.stage("analysis networks"):
         analysed = list(pipeline.analyse_batch(codec, list(enumerate(images)), len(images)))
-        jax.block_until_ready([latents for _, _, latents in analysed])
+        jax.block_until_ready([latents for _, latents in analysed])
     with clock.stage("slice networks"):
-        coded = [driver.code_latents(codec, y, image.shape[:2], codec.quality) for _, image, y in analysed]
+        sizes = [[image.shape[:2] for _, image in part] for part, _ in analysed]
+        coded = [driver.code_latents(codec, y, sides, codec.quality) for sides, (_, y) in zip(sizes, analysed)]
         jax.block_until_ready([(each.slices, each.bits) for each in coded])
     with clock.stage("entropy coding"):
-        packets = [driver.encode(codec, each, codec.quality) for each in coded]
+        packets = [packet for each, sides in zip(coded, sizes) for packet in driver.encode(codec, each, len(sides))]
     with clock.stage("container"):
         items = [Item(*image.shape[:2], {pipeline.PACKET: packet}) for image, packet in zip(images, packets)]
         files = [pack(item, codec.digest) for item in items]
@@ -209,29 +210,27 @@ def decompress_stages(codec: Codec, files: list[bytes]) -> tuple[list[np.ndarray
         for file in found:
             pipeline.check_weights(codec, file)
         items = [item for file in found for item in file.items]
-    latents = [_decode(codec, item, clock) for item in items]
+    parts = [items] if codec.arithmetic == "exact" else [[item] for item in items]
+    latents = jax.numpy.concatenate([_decode(codec, part, clock) for part in parts])
     with clock.stage("synthesis network"):
-        group = list(enumerate(zip(items, latents, strict=True)))
-        images = [image for _, image in pipeline.synthesise_batch(codec, group, len(items))]
+        images = [image for _, image in pipeline.synthesise_batch(codec, list(enumerate(items)), latents)]
     return images, clock
 
 
-def _decode(codec: Codec, item: Item, clock: Clock) -> jax.Array:
+def _decode(codec: Codec, items: list[Item], clock: Clock) -> jax.Array:
     """`jaxsem.codec.decode`, with the entropy decoder's time told from that of the networks between its calls."""
-    packet, size = item.sections[pipeline.PACKET], (item.height, item.width)
+    packets, sizes = [item.sections[pipeline.PACKET] for item in items], [(item.height, item.width) for item in items]
     coder = Clock()
 
-    def pull(tables: np.ndarray) -> np.ndarray:
+    def pull(k: int, tables: np.ndarray) -> np.ndarray:
         with coder.stage("calls"):
-            return decoder.pull(tables)
+            return decoders[k].pull(tables)
 
     begin = time.perf_counter()
     with coder.stage("calls"):
-        decoder = Decoder(packet[1:], codec.tables)
-    quality, grid = driver.packet_quality(codec, packet), shapes.latent_grid(*size)
-    y_hat, check = driver.decode_slices(codec, pull, quality, size, grid)
-    with coder.stage("calls"):
-        decoder.finish(check)
+        decoders = [Decoder(packet[1:], codec.tables) for packet in packets]
+    heads, grid = [driver.read_head(codec, packet) for packet in packets], shapes.latent_grid(*sizes[0])
+    y_hat = driver.decode_slices(codec, pull, [quality for quality, _ in heads], sizes, grid, heads[0][1])
     jax.block_until_ready(y_hat)
     clock.stages["entropy coding"] += coder.stages["calls"]
     clock.stages["slice networks"] += time.perf_counter() - begin - coder.stages["calls"]

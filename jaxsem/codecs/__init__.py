@@ -24,6 +24,7 @@ __all__ = [
     "build_module",
     "init_params",
     "param_shapes",
+    "system_of",
 ]
 
 SYSTEMS = {"elic": (Elic, ElicConfig), "hyperprior": (MeanScaleHyperprior, HyperpriorConfig)}
@@ -46,6 +47,11 @@ def build_module(system: str, config: Mapping[str, Any], dtype: Any = jnp.float3
         return module(record(**fields), dtype)
     except TypeError as error:
         raise InputError(f"the config of {system} does not fit: {error}") from error
+
+
+def system_of(module: HyperpriorCodec) -> str:
+    """The name of a module's codec family in `SYSTEMS`."""
+    return next(name for name, (kind, _) in SYSTEMS.items() if type(module) is kind)
 
 
 def init_params(module: HyperpriorCodec, seed: int) -> dict[str, Any]:

@@ -26,6 +26,7 @@ import numpy as np
 from jaxsem import quantize
 from jaxsem.entropy.tables import scale_thresholds
 from jaxsem.errors import InputError
+from jaxsem.nn import exact
 from jaxsem.nn.conv import Conv, Deconv
 from jaxsem.nn.gdn import GDN
 from jaxsem.nn.priors import FactorizedPrior, gaussian_likelihood
@@ -33,6 +34,8 @@ from jaxsem.nn.priors import FactorizedPrior, gaussian_likelihood
 # Tables of a codec: the Gaussians by scale, then one for each channel of z.
 SCALE_THRESHOLDS = {rule: scale_thresholds(rule=rule) for rule in ("nearest", "above")}
 GAUSSIAN_TABLES = len(SCALE_THRESHOLDS["nearest"]) + 1
+QUALITY_STEPS = 16  # of a quality, as packets hold it and exact gains are tabulated
+_MEAN_LIMIT = 1 << 20  # in units of the grid of means
 
 Latents = dict[str, jax.Array]
 State = dict[str, jax.Array]
@@ -86,11 +89,17 @@ class Gains(nn.Module):
 
     def __call__(self, x: jax.Array, quality: jax.Array, inverse: bool = False) -> jax.Array:
         """Scales [b, h, w, c] by the gains of `quality` [b], a real number in [0, qualities - 1]."""
+        if inverse and self.has_variable(exact.COLLECTION, "inverse"):
+            table = self.get_variable(exact.COLLECTION, "inverse")
+            return x * table[(quality * QUALITY_STEPS).astype(jnp.int32)][:, None, None, :]
+        return x * self.at(quality, inverse)[:, None, None, :]
+
+    def at(self, quality: jax.Array, inverse: bool) -> jax.Array:
+        """The gains [b, c] at qualities [b]."""
         table = self.inverse if inverse else self.forward
         low = jnp.clip(jnp.floor(quality), 0, max(self.qualities - 2, 0)).astype(jnp.int32)
         weight = (quality - low)[:, None]
-        log_gain = (1 - weight) * table[low] + weight * table[jnp.minimum(low + 1, self.qualities - 1)]
-        return x * jnp.exp(log_gain)[:, None, None, :]
+        return jnp.exp((1 - weight) * table[low] + weight * table[jnp.minimum(low + 1, self.qualities - 1)])
 
 
 class HyperpriorCodec(nn.Module):
@@ -121,9 +130,9 @@ class HyperpriorCodec(nn.Module):
         self.g_a = nn.Sequential([*wide, Conv(m, 5, 2, t)])
         wide = [layer for _ in range(3) for layer in (Deconv(n, 5, t), GDN(True, t))]
         self.g_s = nn.Sequential([*wide, Deconv(3, 5, t)])
-        act = nn.leaky_relu
-        self.h_a = nn.Sequential([Conv(n, 3, 1, t), act, Conv(n, 5, 2, t), act, Conv(n, 5, 2, t)])
-        self.h_s = nn.Sequential([Deconv(m, 5, t), act, Deconv(m * 3 // 2, 5, t), act, Conv(2 * m, 3, 1, t)])
+        act = exact.LeakyRelu
+        self.h_a = nn.Sequential([Conv(n, 3, 1, t), act(), Conv(n, 5, 2, t), act(), Conv(n, 5, 2, t)])
+        self.h_s = nn.Sequential([Deconv(m, 5, t), act(), Deconv(m * 3 // 2, 5, t), act(), Conv(2 * m, 3, 1, t)])
 
     @property
     def y_slices(self) -> int:
@@ -182,8 +191,18 @@ class HyperpriorCodec(nn.Module):
         return self.g_s(y_hat).astype(jnp.float32)
 
     def median(self) -> jax.Array:
-        """Medians of z [n]."""
-        return self.entropy_bottleneck.median()
+        """Medians of z [n], on the grid of means where there is one."""
+        return self._on_grid(self.entropy_bottleneck.median())
+
+    def prediction(self, i: int, state: State) -> tuple[jax.Array, jax.Array]:
+        """Scale and mean of slice i of y, the mean on its grid where there is one."""
+        scale, mean = self.predict_y(i, state)
+        return scale, self._on_grid(mean)
+
+    def _on_grid(self, mean: jax.Array) -> jax.Array:
+        if not self.has_variable(exact.COLLECTION, "mean"):
+            return mean
+        return exact.snap(mean, self.get_variable(exact.COLLECTION, "mean"), _MEAN_LIMIT)
 
     def quantile_loss(self) -> jax.Array:
         """The auxiliary loss of the factorised prior's quantiles."""
@@ -208,7 +227,7 @@ class HyperpriorCodec(nn.Module):
         state = {"psi": self.hyper_synthesis(z_hat, quality), "y_hat": jnp.zeros_like(latents["y"])}
         bits_y = jnp.zeros(x.shape[0])
         for i in range(self.y_slices):
-            scale, mean = self.predict_y(i, state)
+            scale, mean = self.prediction(i, state)
             key = None if rng is None else jax.random.fold_in(rng_y, i)
             noisy, rounded = quantize.mixed(self.pick(i, latents["y"]), mean, key)
             bits_y += _bits(gaussian_likelihood(noisy, mean, scale))
@@ -235,8 +254,10 @@ class HyperpriorCodec(nn.Module):
             shape = state["z_hat"].shape
             table = jnp.broadcast_to(GAUSSIAN_TABLES + jnp.arange(self.config.hyper, dtype=jnp.int32), shape)
             return table, jnp.broadcast_to(self.median(), shape), jnp.zeros(shape)
-        scale, mean = self.predict_y(i - 1, state)
+        scale, mean = self.prediction(i - 1, state)
         thresholds = jnp.asarray(SCALE_THRESHOLDS[self.config.scale_rule], jnp.float32)
+        if self.has_variable(exact.COLLECTION, "thresholds"):
+            thresholds = self.get_variable(exact.COLLECTION, "thresholds")
         table = jnp.searchsorted(thresholds, scale, method="compare_all")
         return table.astype(jnp.int32), mean, scale
 

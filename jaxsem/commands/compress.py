@@ -38,7 +38,7 @@ def run(args: Namespace) -> int:
     sources = paths.find_sources(args.photos, list_images)
     sink = _open_sink(args, sources)
     enable_compilation_cache()
-    codec = open_codec(args.preset, args.weights, DEFAULT_PRESET, args.quality)
+    codec = open_codec(args.preset, args.weights, DEFAULT_PRESET, args.quality, args.arithmetic)
     talks = not (args.quiet or args.json or sink.to_standard_output)
     failures, rows = Failures(), []
     with Progress(len(sources), "photos", args.quiet) as progress:

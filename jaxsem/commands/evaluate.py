@@ -30,7 +30,7 @@ def run(args: Namespace) -> int:
     source = open_source(args.data)
     count = image_count(source, args.limit)
     enable_compilation_cache()
-    codec = open_codec(args.preset, args.weights, args.preset)
+    codec = open_codec(args.preset, args.weights, args.preset, arithmetic=args.arithmetic)
     steps = count * len(at_qualities(codec, args.quality))
     with Progress(steps, "measurements", args.quiet) as progress:
         record = evaluate(codec, source, args.quality, args.limit, args.data, progress.step)

@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 
-from jaxsem.codec import QUALITY_STEPS
+from jaxsem.codec import parse_head
 from jaxsem.commands import console, paths
 from jaxsem.commands.console import Failures
 from jaxsem.commands.weights import preset_of
@@ -39,7 +39,7 @@ def describe_file(name: str, data: bytes) -> dict:
     Returns:
       `file`, `kind`, `version`, `weights` (the stored bytes of the digest, hexadecimal), `preset` (None if it is not
       shipped), `bytes`, `sections` (bytes by part), `pixels`, `bpp` (of the whole file; None without pixels) and
-      `images`: `name`, `width`, `height`, `quality`, `bytes` and `bpp` of each one's own sections.
+      `images`: `name`, `width`, `height`, `quality`, `arithmetic`, `bytes` and `bpp` of each one's own sections.
 
     Raises:
       FormatError: The file is damaged, foreign or from a newer version.
@@ -95,7 +95,7 @@ def _images(file: File) -> list[dict]:
             "name": item.name,
             "width": item.width,
             "height": item.height,
-            "quality": _quality(item),
+            **_head(item),
             "bytes": sum(map(len, item.sections.values())),
             "bpp": _per_pixel(sum(map(len, item.sections.values())), item.height * item.width),
         }
@@ -103,9 +103,10 @@ def _images(file: File) -> list[dict]:
     ]
 
 
-def _quality(item: Item) -> float | None:
+def _head(item: Item) -> dict:
     packet = item.sections.get(PACKET)
-    return packet[0] / QUALITY_STEPS if packet else None
+    quality, exact = parse_head(packet) if packet else (None, None)
+    return {"quality": quality, "arithmetic": None if exact is None else "exact" if exact else "float"}
 
 
 def _per_pixel(size: int, pixels: int) -> float | None:

@@ -19,11 +19,17 @@ class HasDigest(Protocol):
     digest: bytes
 
 
-def open_codec(preset: str | None, weights: str | None, default: str, quality: float | None = None) -> Codec:
+def open_codec(
+    preset: str | None,
+    weights: str | None,
+    default: str,
+    quality: float | None = None,
+    arithmetic: str | None = None,
+) -> Codec:
     """The codec that `--preset` and `--weights` name; weights alone are a codec of their own."""
     if preset is None and weights is not None:
-        return load(weights, quality)
-    return load(preset or default, quality, weights)
+        return load(weights, quality, arithmetic=arithmetic)
+    return load(preset or default, quality, weights, arithmetic)
 
 
 @lru_cache(maxsize=1)
@@ -34,7 +40,7 @@ def shipped_digests() -> dict[str, bytes]:
         if preset.weights is not None:
             file = read_weights(Path(ASSETS, preset.weights))
             config = asdict(build_module(file.system, file.config).config)
-            digests[preset.name] = identity(config, file.params, file.tables)
+            digests[preset.name] = identity(config, file.params, file.tables, file.grids)
     return digests
 
 

@@ -59,6 +59,11 @@ def open_source(spec: str, data_dir: str | Path | None = None, cache_bytes: int 
     )
 
 
+def first_images(source: Source, count: int) -> list[np.ndarray]:
+    """The first images of a source, at most `count`, uint8 [h, w, 3]."""
+    return [source[i]["image"] for i in range(min(count, len(source)))]
+
+
 class TfdsSource:
     """A split of a prepared TFDS data set, each record as `{"image": uint8 [h, w, 3]}`, without TensorFlow.
 

@@ -1,7 +1,7 @@
 """Convolution layers with parameters: ordinary, transposed, sub-pixel and checkerboard-masked.
 
 Kernels are kept in the order (row, column, in, out). Initialisation is uniform in +-1/sqrt(fan-in), the habit of the
-published codecs, with zero biases.
+published codecs, with zero biases. Each layer also computes exactly where it is given a grid: see `jaxsem.nn.exact`.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsem.nn import ops
+from jaxsem.nn import exact, ops
 
 kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -29,25 +29,38 @@ class Conv(nn.Module):
     stride: int = 1
     dtype: Any = jnp.float32
 
+    @staticmethod
+    def taps(kernel: jax.Array) -> jax.Array:
+        """The kernel as it is convolved."""
+        return kernel
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [b, h, w, i] to [b, ceil(h / stride), ceil(w / stride), features]."""
-        kernel, bias = _parameters(self, x.shape[-1])
-        return ops.conv2d(jnp.asarray(x, self.dtype), kernel, self.stride) + bias
+        y, bias = _convolve(self, x, self.stride)
+        return y + bias
 
 
 class Deconv(nn.Module):
-    """Transposed convolution of stride 2: exactly twice the height and width."""
+    """Transposed convolution of stride 2: exactly twice the height and width.
+
+    `torch.nn.ConvTranspose2d` of stride 2, padding size // 2 and output padding 1.
+    """
 
     features: int
     size: int = 5
     dtype: Any = jnp.float32
 
+    @staticmethod
+    def taps(kernel: jax.Array) -> jax.Array:
+        """The kernel as it is convolved."""
+        return ops.transposed_taps(kernel)
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [b, h, w, i] to [b, 2 h, 2 w, features]."""
-        kernel, bias = _parameters(self, x.shape[-1])
-        return ops.conv_transpose2d(jnp.asarray(x, self.dtype), kernel) + bias
+        y, bias = _convolve(self, x, padding=ops.transposed_padding(self.size))
+        return ops.depth_to_space(y) + bias
 
 
 class SubpelConv(nn.Module):
@@ -64,7 +77,7 @@ class SubpelConv(nn.Module):
 
 
 class CheckerboardConv(nn.Module):
-    """5x5 convolution that sees only the other colour of the checkerboard: taps with (row + column) odd.
+    """Convolution that sees only the other colour of the checkerboard: taps with (row + column) odd.
 
     Source: He et al., Checkerboard Context Model (CVPR 2021); FACTS of ELIC's spatial context.
     """
@@ -73,17 +86,42 @@ class CheckerboardConv(nn.Module):
     size: int = 5
     dtype: Any = jnp.float32
 
+    @staticmethod
+    def taps(kernel: jax.Array) -> jax.Array:
+        """The kernel as it is convolved: every other tap zero."""
+        row, column = np.indices(kernel.shape[:2])
+        return kernel * ((row + column) % 2 == 1)[:, :, None, None]
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [b, h, w, i] to [b, h, w, features]."""
-        kernel, bias = _parameters(self, x.shape[-1])
-        row, column = np.indices((self.size, self.size))
-        mask = ((row + column) % 2 == 1)[:, :, None, None]
-        return ops.conv2d(jnp.asarray(x, self.dtype), kernel * mask) + bias
+        y, bias = _convolve(self, x)
+        return y + bias
 
 
-def _parameters(layer: nn.Module, channels: int) -> tuple[jax.Array, jax.Array]:
-    """Kernel and bias of a layer, in the type that it computes in."""
-    kernel = layer.param("kernel", kernel_init, (layer.size, layer.size, channels, layer.features))
+class Dense(nn.Module):
+    """A matrix product over the last axis: a 1x1 convolution of any number of axes."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., i] to [..., features]."""
+        y = Conv(self.features, 1, dtype=self.dtype, name="conv")(x.reshape(1, 1, -1, x.shape[-1]))
+        return y.reshape(*x.shape[:-1], self.features)
+
+
+LAYERS = (Conv, Deconv, CheckerboardConv)  # those with a kernel of their own
+
+
+def _convolve(
+    layer: nn.Module, x: jax.Array, stride: int = 1, padding: ops.Padding = None
+) -> tuple[jax.Array, jax.Array]:
+    """The layer's convolution, and its bias."""
+    kernel = layer.param("kernel", kernel_init, (layer.size, layer.size, x.shape[-1], layer.features))
     bias = layer.param("bias", nn.initializers.zeros, (layer.features,))
-    return jnp.asarray(kernel, layer.dtype), jnp.asarray(bias, layer.dtype)
+    if (grid := exact.grid_of(layer)) is not None:
+        return exact.convolve(x, layer.taps(kernel), grid, stride, padding), bias
+    kernel, bias = jnp.asarray(kernel, layer.dtype), jnp.asarray(bias, layer.dtype)
+    return ops.conv2d(jnp.asarray(x, layer.dtype), layer.taps(kernel), stride, padding), bias

@@ -1,6 +1,7 @@
 """Our own weights file: one safetensors file with parameters, integer tables and the config that built the model.
 
-Names: `params/<path>`, as float16 where that loses nothing and as float32 elsewhere, and `tables/<name>`. The metadata's
+Names: `params/<path>`, as float16 where that loses nothing and as float32 elsewhere, `tables/<name>`, and, for exact
+arithmetic, `exact/<path>`, the grids of `jaxsem.calibration` in int8 and float32. The metadata's
 `jaxsem` entry is JSON: `system`, `config` and `card` (what it was trained on and how). Compressed files carry the first bytes
 of `identity`: other config, weights or tables, other identity; another card does not matter.
 """
@@ -31,6 +32,7 @@ class WeightsFile:
       card: Where the weights come from, as plain JSON.
       params: Parameters, nested, NumPy float32.
       tables: The integer tables.
+      grids: Those of exact arithmetic, nested; None for a codec that has only float arithmetic.
       sha256: Of the whole file, in hexadecimal.
     """
 
@@ -39,20 +41,26 @@ class WeightsFile:
     card: Mapping[str, Any]
     params: Mapping[str, Any]
     tables: Tables
+    grids: Mapping[str, Any] | None
     sha256: str
 
 
-def identity(config: Mapping[str, Any], params: Mapping[str, Any], tables: Tables) -> bytes:
+def identity(
+    config: Mapping[str, Any], params: Mapping[str, Any], tables: Tables, grids: Mapping[str, Any] | None = None
+) -> bytes:
     """SHA-256 over everything that a decoder's output depends on, as a file stores it.
 
     Args:
       config: Fields of the model's config, plain JSON.
       params: Parameters, nested.
       tables: The integer tables.
+      grids: Those of exact arithmetic, nested, or None.
     """
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode() + tables.digest())
     for name, leaf in sorted(flatten_dict(dict(params), sep="/").items()):
         digest.update(name.encode() + b"\0" + _store(leaf).tobytes())
+    for name, leaf in sorted(flatten_dict(dict(grids or {}), sep="/").items()):
+        digest.update(b"exact/" + name.encode() + b"\0" + np.ascontiguousarray(leaf).tobytes())
     return digest.digest()
 
 
@@ -73,6 +81,7 @@ def write_weights(
     card: Mapping[str, Any],
     params: Mapping[str, Any],
     tables: Tables,
+    grids: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> str:
     """Writes a weights file and returns its SHA-256 in hexadecimal.
@@ -84,6 +93,7 @@ def write_weights(
 
     arrays = {f"params/{name}": _store(leaf) for name, leaf in flatten_dict(params, sep="/").items()}
     arrays |= {f"tables/{name}": np.ascontiguousarray(array) for name, array in tables.arrays().items()}
+    arrays |= {f"exact/{name}": np.asarray(leaf) for name, leaf in flatten_dict(dict(grids or {}), sep="/").items()}
     record = json.dumps({"system": system, "config": config, "card": card}, sort_keys=True)
     data = save(arrays, metadata={"jaxsem": record})
     write_file(path, data, force)
@@ -105,7 +115,8 @@ def read_weights(path: str | os.PathLike) -> WeightsFile:
             record = json.loads((file.metadata() or {})["jaxsem"])
         entries = deserialize(data)
         arrays = {name: _array(name, entry) for name, entry in entries}
-        parts = {kind: {k[7:]: v for k, v in arrays.items() if k.startswith(kind)} for kind in ("params/", "tables/")}
+        kinds = ("params/", "tables/", "exact/")
+        parts = {kind: {k.removeprefix(kind): v for k, v in arrays.items() if k.startswith(kind)} for kind in kinds}
         system, config, card = record["system"], record["config"], record["card"]
         if not (isinstance(system, str) and isinstance(config, dict) and isinstance(card, dict)):
             raise TypeError("system, config and card have other types")
@@ -113,7 +124,9 @@ def read_weights(path: str | os.PathLike) -> WeightsFile:
     except (SafetensorError, KeyError, TypeError, ValueError, FormatError) as error:
         raise WeightsError(f"{path} is not a readable jaxsem weights file: {error}") from error
     params = {name: value.astype(np.float32) for name, value in parts["params/"].items()}
-    return WeightsFile(system, config, card, unflatten_dict(params, sep="/"), tables, hashlib.sha256(data).hexdigest())
+    grids = unflatten_dict(parts["exact/"], sep="/") or None
+    sha256 = hashlib.sha256(data).hexdigest()
+    return WeightsFile(system, config, card, unflatten_dict(params, sep="/"), tables, grids, sha256)
 
 
 def _store(leaf: Any) -> np.ndarray:
@@ -124,7 +137,7 @@ def _store(leaf: Any) -> np.ndarray:
 
 
 def _array(name: str, entry: Mapping[str, Any]) -> np.ndarray:
-    dtypes = {"F16": "<f2", "F32": "<f4", "U8": "u1", "U16": "<u2", "I32": "<i4"}
+    dtypes = {"F16": "<f2", "F32": "<f4", "U8": "u1", "U16": "<u2", "I8": "i1", "I32": "<i4"}
     if entry["dtype"] not in dtypes:
         raise ValueError(f"{name} has the type {entry['dtype']}, not one of {sorted(dtypes)}")
     return np.frombuffer(entry["data"], dtypes[entry["dtype"]]).reshape(entry["shape"])

@@ -35,14 +35,14 @@ def ours(name):
 
     outputs, latents = forward(params, image.astype(np.float32))
     codec = Codec(name, module, params, tables=None, digest=b"")
-    coded = code_latents(codec, latents, reference.SIZE, 0.0)
+    coded = code_latents(codec, latents, [reference.SIZE], 0.0)
     slices = [(np.asarray(symbols), np.asarray(table)) for symbols, table, _ in coded.slices]
     slices[0] = (slices[0][0], slices[0][1] - GAUSSIAN_TABLES)  # z's tables follow the Gaussian ones
     return {
         "x_hat": np.asarray(outputs["x_hat"]),
         "bits_y": float(outputs["bits_y"][0]),
         "bits_z": float(outputs["bits_z"][0]),
-        "coded_bits": float(coded.bits),
+        "coded_bits": float(coded.bits[0]),
         "slices": slices,
     }
 

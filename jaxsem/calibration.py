@@ -1,0 +1,222 @@
+"""Exact arithmetic for a trained codec: grids for the networks that decide tables and means, from a few images.
+
+`calibrate` runs these networks in floats, notes how large each channel gets, and chooses the units of `jaxsem.nn.exact`; which
+layers these are, it learns by watching the slices run. A weights file holds the grids, small integers; the quantised kernels
+follow from them and the float kernels by arithmetic that is exact on every host (`exact_variables`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxsem import codec as driver
+from jaxsem import shapes
+from jaxsem.codec import QUALITY_STEPS, Codec
+from jaxsem.codecs.hyperprior import SCALE_THRESHOLDS
+from jaxsem.errors import InputError, WeightsError
+from jaxsem.nn import exact
+from jaxsem.nn.conv import LAYERS
+from jaxsem.weights.native import identity
+
+MEAN_EXPONENT = -8  # means are multiples of 1/256: a grid of 1/16 costs the lowest rates 0.35 %
+GAIN_BITS = 8  # of an exact gain's magnitude: times a z of up to 2^8 on the grid of means it is exact in float32
+SIDE = 512  # pixels that are used of an image's sides
+MIN_IMAGES = 2
+MIN_CONTRAST = 2.0  # standard deviation of the calibration images, in grey levels
+MAX_LOSS = 0.02
+
+Grids = dict[str, Any]
+
+
+def calibrate(codec: Codec, images: Sequence[np.ndarray]) -> Codec:
+    """Gives a codec exact arithmetic, or makes it anew.
+
+    Args:
+      codec: A codec with its parameters, see `jaxsem.presets.freeze`.
+      images: uint8 [h, w, 3], two or more, of the kind that will be compressed; the middle of each is used, 512x512 at most.
+
+    Returns:
+      The codec with `exact` variables, "exact" as its arithmetic and the digest that goes with them.
+
+    Raises:
+      InputError: Too few images, or images without content.
+      WeightsError: Some layer cannot be computed exactly, or the rate of these images would rise by more than 2 %.
+    """
+    levels = range(max(len(codec.lambdas), 1))
+    samples = [_latents(codec, pixels, level) for pixels in _prepared(images) for level in levels]
+    peaks, kinds, before = _observe(codec.module, codec.params, samples)
+    params = jax.device_get(codec.params)
+    result = with_grids(codec, _choose_grids(codec.module, params, peaks, kinds))
+    loss = _bits(codec.module, result.exact, samples) / before - 1
+    if not loss <= MAX_LOSS:
+        raise WeightsError(
+            f"exact arithmetic would cost {codec.name} {100 * loss:.2f} % of rate on these {len(images)} images, more than "
+            f"{100 * MAX_LOSS:g} %: calibrate with more images, train it with exact=True, or use arithmetic='float'"
+        )
+    return result
+
+
+def with_grids(codec: Codec, grids: Grids) -> Codec:
+    """The codec with the exact arithmetic of these grids, as a weights file holds them.
+
+    Raises:
+      WeightsError: The grids do not fit the parameters.
+    """
+    params = jax.device_get(codec.params)
+    digest = identity(asdict(codec.module.config), params, codec.tables, grids)
+    return replace(codec, exact=jax.device_put(exact_variables(params, grids)), arithmetic="exact", digest=digest)
+
+
+def exact_variables(params: Mapping[str, Any], grids: Grids) -> dict[str, Any]:
+    """Variables of the slice networks in exact arithmetic: parameters quantised by the grids, and the grids.
+
+    Kernels are bfloat16 where there is an accelerator and float32 on a CPU: what is computed is the same.
+
+    Raises:
+      WeightsError: The grids do not fit the parameters.
+    """
+    operands = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    flat = flatten_dict(dict(params))
+    for path, grid in _layers(grids).items():
+        kernel, bias = flat.get((*path, "kernel")), flat.get((*path, "bias"))
+        inputs, sums, shift = (grid.get(name) for name in exact.Grid._fields)
+        if any(part is None for part in (kernel, bias, inputs, shift)) or kernel.shape[2:] != (inputs.size, sums.size):
+            raise WeightsError(f"the exact grid of {'/'.join(path)} does not fit its kernel")
+        flat[*path, "kernel"] = exact.quantise_kernel(kernel, inputs.reshape(-1), sums).astype(operands)
+        flat[*path, "bias"] = exact.quantise_bias(bias, sums, shift)
+    return {"params": unflatten_dict(flat), exact.COLLECTION: grids}
+
+
+def training_variables(params: Mapping[str, Any], grids: Grids) -> dict[str, Any]:
+    """Like `exact_variables`, traced and differentiable: for training with the quantisation in the loop.
+
+    Biases stay as they are, and the gains of z stand still, for they are part of the grids.
+    """
+    flat = flatten_dict(dict(params))
+    for path, grid in _layers(grids).items():
+        flat[*path, "kernel"] = exact.straight_through(flat[*path, "kernel"], grid)
+    return {"params": unflatten_dict(flat), exact.COLLECTION: grids}
+
+
+# -- pieces --------------------------------------------------------------------------------------------------------------
+
+
+def _prepared(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The middle of each image, all of one size, uint8 [1, h, w, 3]."""
+    if len(images) < MIN_IMAGES:
+        raise InputError(f"calibration needs {MIN_IMAGES} images or more, not {len(images)}")
+    sides = [min(SIDE, *(image.shape[axis] for image in images)) // shapes.STRIDE * shapes.STRIDE for axis in (0, 1)]
+    if not min(sides):
+        smallest = min(min(image.shape[:2]) for image in images)
+        raise InputError(f"calibration needs images of {shapes.STRIDE} pixels a side or more, not {smallest}")
+    crops = [_middle(image, *sides)[None] for image in images]
+    contrast = float(np.mean([crop.std() for crop in crops]))
+    if contrast < MIN_CONTRAST:
+        raise InputError(
+            f"calibration needs photos, but these {len(images)} images are almost constant: their standard deviation is "
+            f"{contrast:.2g} grey levels, at least {MIN_CONTRAST:g} is needed"
+        )
+    return crops
+
+
+def _middle(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width]
+
+
+Sample = tuple[dict[str, jax.Array], np.ndarray]  # latents of one image, and its quality [1]
+
+
+def _latents(codec: Codec, pixels: np.ndarray, level: int) -> Sample:
+    quality = np.full(1, level, np.float32)
+    y = driver.run_analysis(codec.module, codec.params, pixels, quality)
+    return {"y": y, "z": driver.run_hyper_analysis(codec.module, codec.params, y, quality)}, quality
+
+
+def _walk(module: Any, latents: dict[str, jax.Array], quality: jax.Array) -> jax.Array:
+    """Estimated bits of one image's latents: all slices, as a decoder computes them."""
+    state, bits = module.begin(1, latents["z"].shape[1:3], quality), jnp.zeros(())
+    for i in range(module.slices):
+        _, mean, scale = module.predict(i, state)
+        values = jnp.round(module.values_of(i, latents) - mean) + mean
+        bits -= jnp.log2(module.likelihood_of(i, values, mean, scale)).sum()
+        state = module.place(i, state, values)
+    return bits
+
+
+def _bits(module: Any, variables: Mapping[str, Any], samples: Sequence[Sample]) -> float:
+    run = jax.jit(partial(module.apply, method=_walk))
+    return sum(float(run(variables, *sample)) for sample in samples)
+
+
+def _observe(module: Any, params: Any, samples: Sequence[Sample]) -> tuple[dict, dict, float]:
+    """Largest magnitude of every input channel of every layer that runs, by path; the layers themselves; the bits."""
+    kinds: dict[tuple[str, ...], nn.Module] = {}
+
+    @jax.jit
+    def run(params, latents, quality):
+        peaks: dict[tuple[str, ...], jax.Array] = {}
+
+        def watch(call, args, kwargs, context):
+            layer = context.module
+            if context.method_name == "__call__" and isinstance(layer, (*LAYERS, exact.LeakyRelu)):
+                peak = jnp.abs(args[0]).max(axis=(0, 1, 2))
+                kinds[layer.path] = layer
+                peaks[layer.path] = jnp.maximum(peaks.get(layer.path, 0.0), peak)
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(watch):
+            bits = module.apply({"params": params}, latents, quality, method=_walk)
+        return bits, peaks
+
+    total, largest = 0.0, {}
+    for sample in samples:
+        bits, peaks = jax.device_get(run(params, *sample))
+        largest = {path: np.maximum(peak, largest.get(path, 0.0)) for path, peak in peaks.items()}
+        total += float(bits)
+    return largest, kinds, total
+
+
+def _choose_grids(module: Any, params: Mapping[str, Any], peaks: dict, kinds: dict) -> Grids:
+    """A grid for every layer that was seen, the units as fine as its peaks allow."""
+    flat: dict[tuple[str, ...], np.ndarray] = {("mean",): np.int8(MEAN_EXPONENT)}
+    flat["thresholds",] = np.asarray(SCALE_THRESHOLDS[module.config.scale_rule], np.float32)
+    if module.config.lambdas:
+        flat["gain_z", "inverse"] = _gains(module, params)
+    for path, peak in peaks.items():
+        layer = kinds[path]
+        if isinstance(layer, exact.LeakyRelu):
+            flat[*path, "slope"] = np.int8(round(np.log2(layer.slope)))
+            continue
+        weights = _at(params, path)
+        grid = exact.choose_grid(weights["kernel"], weights["bias"], peak, layer.taps, "/".join(path))
+        flat |= {(*path, name): value for name, value in grid._asdict().items()}
+    return unflatten_dict(flat)
+
+
+def _gains(module: Any, params: Mapping[str, Any]) -> np.ndarray:
+    """Gains of z at every quality that a packet can hold, rounded to 8 significant bits, [steps, channels]."""
+    top = len(module.config.lambdas) - 1
+    quality = np.arange(top * QUALITY_STEPS + 1, dtype=np.float32) / QUALITY_STEPS
+    gains = module.apply({"params": params}, quality, method=lambda m, q: m.gain_z.at(q, inverse=True))
+    fraction, exponent = np.frexp(np.asarray(gains, np.float64))
+    return np.ldexp(np.rint(fraction * 2**GAIN_BITS), exponent - GAIN_BITS).astype(np.float32)
+
+
+def _layers(grids: Grids) -> dict[tuple[str, ...], Grids]:
+    """The grids of layers, by path."""
+    paths = [path[:-1] for path in flatten_dict(dict(grids)) if path[-1] == "sums"]
+    return {path: _at(grids, path) for path in paths}
+
+
+def _at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    for name in path:
+        tree = tree[name]
+    return tree
