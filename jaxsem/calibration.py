@@ -5,7 +5,7 @@ layers these are, it learns by watching the slices run. A weights file holds the
 follow from them and the float kernels by arithmetic that is exact on every host (`exact_variables`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -19,10 +19,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxsem import codec as driver
 from jaxsem import shapes
 from jaxsem.codec import QUALITY_STEPS, Codec
-from jaxsem.codecs.hyperprior import SCALE_THRESHOLDS
+from jaxsem.codecs.hyperprior import GAUSSIAN_TABLES, SCALE_THRESHOLDS
 from jaxsem.errors import InputError, WeightsError
 from jaxsem.nn import exact
 from jaxsem.nn.conv import LAYERS
+from jaxsem.pipeline import check_image
 from jaxsem.weights.native import identity
 
 MEAN_EXPONENT = -8  # means are multiples of 1/256: a grid of 1/16 costs the lowest rates 0.35 %
@@ -31,6 +32,7 @@ SIDE = 512  # pixels that are used of an image's sides
 MIN_IMAGES = 2
 MIN_CONTRAST = 2.0  # standard deviation of the calibration images, in grey levels
 MAX_LOSS = 0.02
+_FINER = 3  # units that are tried: one that reaches to the peak, a half and a quarter of it
 
 Grids = dict[str, Any]
 
@@ -51,9 +53,8 @@ def calibrate(codec: Codec, images: Sequence[np.ndarray]) -> Codec:
     """
     levels = range(max(len(codec.lambdas), 1))
     samples = [_latents(codec, pixels, level) for pixels in _prepared(images) for level in levels]
-    peaks, kinds, before = _observe(codec.module, codec.params, samples)
-    params = jax.device_get(codec.params)
-    result = with_grids(codec, _choose_grids(codec.module, params, peaks, kinds))
+    grids, before = _choose_grids(codec.module, codec.params, samples)
+    result = with_grids(codec, grids)
     loss = _bits(codec.module, result.exact, samples) / before - 1
     if not loss <= MAX_LOSS:
         raise WeightsError(
@@ -67,28 +68,55 @@ def with_grids(codec: Codec, grids: Grids) -> Codec:
     """The codec with the exact arithmetic of these grids, as a weights file holds them.
 
     Raises:
-      WeightsError: The grids do not fit the parameters.
+      WeightsError: The grids do not fit the model, or some are missing.
     """
     params = jax.device_get(codec.params)
+    _check_grids(codec.module, params, grids)
     digest = identity(asdict(codec.module.config), params, codec.tables, grids)
     return replace(codec, exact=jax.device_put(exact_variables(params, grids)), arithmetic="exact", digest=digest)
+
+
+def _check_grids(module: Any, params: Mapping[str, Any], grids: Grids) -> None:
+    """Refuses grids that are not exactly those of the model's layers."""
+    config, flat = module.config, flatten_dict(dict(grids), sep="/")
+    wanted: dict[str, tuple[Any, tuple[int, ...] | None]] = {
+        "mean": (np.int8, ()),
+        "thresholds": (np.float32, (GAUSSIAN_TABLES - 1,)),
+    }
+    if config.lambdas:
+        wanted["gain_z/inverse"] = (np.float32, ((len(config.lambdas) - 1) * QUALITY_STEPS + 1, config.hyper))
+    networks = {path.split("/")[0] for path in flat if path.endswith("/sums")}
+    kernels = flatten_dict({name: params[name] for name in networks if name in params}, sep="/")
+    for path, kernel in kernels.items():
+        if path.endswith("kernel"):
+            inputs = flat.get(path.replace("kernel", "inputs"), np.zeros((1, 0)))
+            shape = (inputs.shape[0], kernel.shape[2] // max(inputs.shape[0], 1))
+            wanted[path.replace("kernel", "inputs")] = np.int8, shape
+            wanted[path.replace("kernel", "sums")] = np.int8, (kernel.shape[3],)
+            wanted[path.replace("kernel", "shift")] = np.int8, ()
+    wanted |= {path: (np.int8, ()) for path in flat if path.endswith("/slope")}
+    complaints = [f"{path} is missing" for path in sorted(wanted.keys() - flat.keys())]
+    complaints += [f"{path} is surplus" for path in sorted(flat.keys() - wanted.keys())]
+    for path in sorted(wanted.keys() & flat.keys()):
+        dtype, shape = wanted[path]
+        if flat[path].dtype != dtype or flat[path].shape != shape:
+            complaints.append(f"{path} is {flat[path].dtype} {flat[path].shape}, not {np.dtype(dtype)} {shape}")
+        elif not np.isfinite(flat[path]).all() or (dtype == np.int8 and np.abs(np.int32(flat[path])).max() > 60):
+            complaints.append(f"{path} is out of range")
+    if complaints:
+        raise WeightsError("the grids of exact arithmetic do not fit the model: " + "; ".join(complaints))
 
 
 def exact_variables(params: Mapping[str, Any], grids: Grids) -> dict[str, Any]:
     """Variables of the slice networks in exact arithmetic: parameters quantised by the grids, and the grids.
 
     Kernels are bfloat16 where there is an accelerator and float32 on a CPU: what is computed is the same.
-
-    Raises:
-      WeightsError: The grids do not fit the parameters.
     """
     operands = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     flat = flatten_dict(dict(params))
     for path, grid in _layers(grids).items():
-        kernel, bias = flat.get((*path, "kernel")), flat.get((*path, "bias"))
-        inputs, sums, shift = (grid.get(name) for name in exact.Grid._fields)
-        if any(part is None for part in (kernel, bias, inputs, shift)) or kernel.shape[2:] != (inputs.size, sums.size):
-            raise WeightsError(f"the exact grid of {'/'.join(path)} does not fit its kernel")
+        inputs, sums, shift = (grid[name] for name in exact.Grid._fields)
+        kernel, bias = flat[*path, "kernel"], flat[*path, "bias"]
         flat[*path, "kernel"] = exact.quantise_kernel(kernel, inputs.reshape(-1), sums).astype(operands)
         flat[*path, "bias"] = exact.quantise_bias(bias, sums, shift)
     return {"params": unflatten_dict(flat), exact.COLLECTION: grids}
@@ -112,6 +140,7 @@ def _prepared(images: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The middle of each image, all of one size, uint8 [1, h, w, 3]."""
     if len(images) < MIN_IMAGES:
         raise InputError(f"calibration needs {MIN_IMAGES} images or more, not {len(images)}")
+    images = [check_image(image) for image in images]
     sides = [min(SIDE, *(image.shape[axis] for image in images)) // shapes.STRIDE * shapes.STRIDE for axis in (0, 1)]
     if not min(sides):
         smallest = min(min(image.shape[:2]) for image in images)
@@ -156,49 +185,85 @@ def _bits(module: Any, variables: Mapping[str, Any], samples: Sequence[Sample]) 
     return sum(float(run(variables, *sample)) for sample in samples)
 
 
-def _observe(module: Any, params: Any, samples: Sequence[Sample]) -> tuple[dict, dict, float]:
-    """Largest magnitude of every input channel of every layer that runs, by path; the layers themselves; the bits."""
-    kinds: dict[tuple[str, ...], nn.Module] = {}
+Path = tuple[str, ...]
+
+
+def _observe(
+    module: Any, params: Any, samples: Sequence[Sample], measure: Callable[[Path, jax.Array], jax.Array]
+) -> tuple[list[dict[Path, list[np.ndarray]]], dict[Path, nn.Module], float]:
+    """Watches the slices of each sample run in floats.
+
+    Args:
+      module: The codec's module.
+      params: Its parameters.
+      samples: What to run.
+      measure: measure(path, input) of every input [b, h, w, i] of every layer.
+
+    Returns:
+      For each sample, by the path of a layer, what was measured at its calls; the layers that ran; the bits of all samples.
+    """
+    layers: dict[Path, nn.Module] = {}
 
     @jax.jit
     def run(params, latents, quality):
-        peaks: dict[tuple[str, ...], jax.Array] = {}
+        found: dict[Path, list[jax.Array]] = {}
 
         def watch(call, args, kwargs, context):
             layer = context.module
             if context.method_name == "__call__" and isinstance(layer, (*LAYERS, exact.LeakyRelu)):
-                peak = jnp.abs(args[0]).max(axis=(0, 1, 2))
-                kinds[layer.path] = layer
-                peaks[layer.path] = jnp.maximum(peaks.get(layer.path, 0.0), peak)
+                layers[layer.path] = layer
+                if isinstance(layer, LAYERS):
+                    found.setdefault(layer.path, []).append(measure(layer.path, args[0]))
             return call(*args, **kwargs)
 
         with nn.intercept_methods(watch):
             bits = module.apply({"params": params}, latents, quality, method=_walk)
-        return bits, peaks
+        return found, bits
 
-    total, largest = 0.0, {}
-    for sample in samples:
-        bits, peaks = jax.device_get(run(params, *sample))
-        largest = {path: np.maximum(peak, largest.get(path, 0.0)) for path, peak in peaks.items()}
-        total += float(bits)
-    return largest, kinds, total
+    results = [jax.device_get(run(params, *sample)) for sample in samples]
+    return [found for found, _ in results], layers, sum(float(bits) for _, bits in results)
 
 
-def _choose_grids(module: Any, params: Mapping[str, Any], peaks: dict, kinds: dict) -> Grids:
-    """A grid for every layer that was seen, the units as fine as its peaks allow."""
-    flat: dict[tuple[str, ...], np.ndarray] = {("mean",): np.int8(MEAN_EXPONENT)}
+def _choose_grids(module: Any, params: Any, samples: Sequence[Sample]) -> tuple[Grids, float]:
+    """A grid for every layer that runs, and the bits of the samples in floats."""
+    found, layers, bits = _observe(module, params, samples, lambda _, x: jnp.abs(x).max(axis=(0, 1, 2)))
+    peaks = {path: np.max([call for each in found for call in each[path]], axis=0) for path in found[0]}
+    exponents = _input_exponents(module, params, samples, peaks)
+    params = jax.device_get(params)
+    flat: dict[Path, np.ndarray] = {("mean",): np.int8(MEAN_EXPONENT)}
     flat["thresholds",] = np.asarray(SCALE_THRESHOLDS[module.config.scale_rule], np.float32)
     if module.config.lambdas:
         flat["gain_z", "inverse"] = _gains(module, params)
-    for path, peak in peaks.items():
-        layer = kinds[path]
+    for path, layer in layers.items():
         if isinstance(layer, exact.LeakyRelu):
             flat[*path, "slope"] = np.int8(round(np.log2(layer.slope)))
             continue
         weights = _at(params, path)
-        grid = exact.choose_grid(weights["kernel"], weights["bias"], peak, layer.taps, "/".join(path))
+        grid = exact.choose_grid(weights["kernel"], weights["bias"], exponents[path], layer.taps, "/".join(path))
         flat |= {(*path, name): value for name, value in grid._asdict().items()}
-    return unflatten_dict(flat)
+    return unflatten_dict(flat), bits
+
+
+def _input_exponents(
+    module: Any, params: Any, samples: Sequence[Sample], peaks: Mapping[Path, np.ndarray]
+) -> dict[Path, np.ndarray]:
+    """Exponents of every input channel's unit: those of least squared error, relative to the energy of each sample.
+
+    A unit that reaches to the very peak is often too coarse for the many small values of the lowest rates: it is worth
+    clipping a few large ones. Relative errors let all rates count alike.
+    """
+    for path, peak in peaks.items():
+        if not np.isfinite(peak).all():
+            raise WeightsError(f"{'/'.join(path)} cannot be computed exactly: its inputs are not finite")
+    widest = {path: exact.finest_exponent(peak, exact.ACTIVATION_LIMIT) for path, peak in peaks.items()}
+
+    def errors(path: Path, x: jax.Array) -> jax.Array:
+        tried = [exact.snap(x, widest[path] - finer) - x for finer in range(_FINER)]
+        return jnp.stack([jnp.square(error).mean(axis=(0, 1, 2)) for error in tried]) / (jnp.square(x).mean() + 1e-9)
+
+    found, _, _ = _observe(module, params, samples, errors)
+    total = {path: np.sum([call for each in found for call in each[path]], axis=0) for path in peaks}
+    return {path: widest[path] - np.where(peaks[path] > 0, total[path].argmin(axis=0), 0) for path in peaks}
 
 
 def _gains(module: Any, params: Mapping[str, Any]) -> np.ndarray:

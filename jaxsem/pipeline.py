@@ -168,7 +168,7 @@ def decompress_items(codec: Codec, items: Sequence[Item], batch: int | None = No
 
 
 def _batches(images: Iterable[Image], size: int) -> Iterator[list[tuple[int, Image]]]:
-    return _grouped((_checked(image) for image in images), size, lambda image: shapes.bucket(*image.shape[:2]))
+    return _grouped((check_image(image) for image in images), size, lambda image: shapes.bucket(*image.shape[:2]))
 
 
 def _grouped(things: Iterable, size: int, key) -> Iterator[list[tuple[int, object]]]:
@@ -184,7 +184,12 @@ def _grouped(things: Iterable, size: int, key) -> Iterator[list[tuple[int, objec
     yield from waiting.values()
 
 
-def _checked(image: Image) -> Image:
+def check_image(image: Image) -> Image:
+    """The image, if it is one.
+
+    Raises:
+      InputError: It is no uint8 array [h, w, 3], or it has no pixels.
+    """
     if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3):
         seen = f"{image.dtype} {image.shape}" if hasattr(image, "dtype") else type(image).__name__
         raise InputError(f"an image must be a uint8 array [height, width, 3], not {seen}: see jaxsem.data.images")

@@ -29,6 +29,7 @@ from jaxsem.nn import ops
 COLLECTION = "exact"
 ACTIVATION_LIMIT = 255  # with its sign still exact in bfloat16, whose integers reach to 256
 KERNEL_LIMIT = 127
+BIAS_LIMIT = 1 << 22  # in units of the sums
 SUM_LIMIT = 1 << 24  # the integers that float32 holds exactly
 EXPONENT_LIMIT = 40  # of units; far from the ends of float32
 # So many powers of two finer than the coarsest input of a layer another may be: finer ones coarsen the kernel.
@@ -164,36 +165,29 @@ class LeakyRelu(nn.Module):
 # -- building a grid: NumPy on the host, exact there too ------------------------------------------------------------------
 
 
-def smallest_exponent(peak: np.ndarray, limit: int) -> np.ndarray:
-    """The smallest e with peak <= limit 2^e, int32 within the allowed exponents; for a peak of zero the smallest of these."""
-    fraction, exponent = np.frexp(np.asarray(peak, np.float64) / limit)
-    exponent = np.where(fraction == 0.5, exponent - 1, exponent)
-    exponent = np.where(fraction == 0, -EXPONENT_LIMIT, np.clip(exponent, -EXPONENT_LIMIT, EXPONENT_LIMIT))
-    return exponent.astype(np.int32)
-
-
 def choose_grid(
-    kernel: np.ndarray, bias: np.ndarray, peaks: np.ndarray, taps: Callable[[jax.Array], jax.Array], name: str
+    kernel: np.ndarray, bias: np.ndarray, inputs: np.ndarray, taps: Callable[[jax.Array], jax.Array], name: str
 ) -> Grid:
-    """The finest grid of a layer for inputs up to `peaks`, with a proof that no sum of the layer can exceed what is exact.
+    """The finest grid of a layer, with a proof that no sum of the layer can exceed what is exact.
 
     A layer whose sums could reach 2^24 is split into the smallest number of equal groups of input channels that cannot.
 
     Args:
       kernel: [k, k, i, o].
       bias: [o].
-      peaks: Largest magnitudes of the input channels, [i].
+      inputs: Wanted exponents of the units of the input channels, int32 [i]; those far below the coarsest are raised.
       taps: Gives the kernel as it is convolved, [d, d, i, o'] with o' a multiple of o.
       name: What the error calls the layer.
 
     Raises:
       WeightsError: Not even groups of one channel are exact, the whole reaches 2^30, or something is not finite.
     """
-    if not all(np.isfinite(array).all() for array in (kernel, bias, peaks)):
-        raise WeightsError(f"{name} cannot be computed exactly: its parameters or its inputs are not finite")
-    inputs = _finest(peaks, ACTIVATION_LIMIT)
+    if not all(np.isfinite(array).all() for array in (kernel, bias)):
+        raise WeightsError(f"{name} cannot be computed exactly: its parameters are not finite")
     inputs = np.maximum(inputs, inputs.max() - EXPONENT_SPREAD)
-    sums = _finest(np.abs(np.ldexp(np.float64(kernel), inputs[:, None])).max(axis=(0, 1, 2)), KERNEL_LIMIT)
+    sums = finest_exponent(np.abs(np.ldexp(np.float64(kernel), inputs[:, None])).max(axis=(0, 1, 2)), KERNEL_LIMIT)
+    # A dead feature has no kernel to set its unit: then its bias does.
+    sums = np.maximum(sums, finest_exponent(np.abs(bias), BIAS_LIMIT))
     whole = np.asarray(taps(jnp.asarray(quantise_kernel(kernel, inputs, sums))), np.float64)
     whole = np.ldexp(whole, inputs[:, None] - np.tile(sums, whole.shape[3] // len(sums)))
     reach = ACTIVATION_LIMIT * np.abs(whole).sum(axis=(0, 1))  # of each input channel in each output, [i, o']
@@ -207,7 +201,7 @@ def choose_grid(
     return Grid(inputs.reshape(chunks, -1).astype(np.int8), sums.astype(np.int8), np.int8(shift))
 
 
-def _finest(peak: np.ndarray, limit: int) -> np.ndarray:
+def finest_exponent(peak: np.ndarray, limit: int) -> np.ndarray:
     """The smallest e with peak <= limit 2^e, int32; for a peak of zero the smallest exponent there is."""
     fraction, exponent = np.frexp(np.asarray(peak, np.float64) / limit)
     exponent = np.where(fraction == 0.5, exponent - 1, exponent)
@@ -219,7 +213,7 @@ def _split(reach: np.ndarray, offset: float) -> tuple[int, int]:
     total = float(reach.sum(axis=0).max())
     if total + offset + 1 < SUM_LIMIT:
         return 1, 0
-    shift = max(int(_finest(np.float64(total + offset) * 1.001, SUM_LIMIT)), 0)
+    shift = int(finest_exponent(np.float64(total + offset) * 1.001, SUM_LIMIT))
     for chunks in range(2, len(reach) + 1):
         if len(reach) % chunks == 0 and reach.reshape(chunks, -1, reach.shape[1]).sum(axis=1).max() < SUM_LIMIT:
             return chunks, shift

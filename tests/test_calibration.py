@@ -1,0 +1,287 @@
+"""Calibration: what it refuses, what it keeps, and that nothing which decides a table is left in floats."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxsem import calibration, pipeline, presets, shapes
+from jaxsem import codec as driver
+from jaxsem.codecs import HyperpriorConfig, MeanScaleHyperprior, init_params
+from jaxsem.errors import FormatError, InputError, WeightsError
+from jaxsem.nn import exact
+from jaxsem.nn.conv import LAYERS
+
+LAYER = ("h_s", "layers_2")
+
+
+@pytest.fixture(scope="module")
+def photos():
+    return presets.bundled_photos()
+
+
+@pytest.fixture(scope="module")
+def float_codec(tiny_codec):
+    """The same weights, never calibrated."""
+    return dataclasses.replace(tiny_codec, exact=None, arithmetic="float")
+
+
+@pytest.fixture(scope="module")
+def grids(tiny_codec):
+    return jax.device_get(tiny_codec.exact[exact.COLLECTION])
+
+
+@pytest.fixture(scope="module")
+def tiny_hyperprior(photos):
+    """A hyperprior of one rate, whose hyper-decoder has leaky ReLUs."""
+    module = MeanScaleHyperprior(HyperpriorConfig(8, 12))
+    params = init_params(module, 0)
+    # Random transforms give latents near zero and no biases; these make the means of y differ from zero.
+    params["h_a"]["layers_4"]["kernel"] = params["h_a"]["layers_4"]["kernel"] * 1000
+    params["h_s"]["layers_0"]["bias"] = np.linspace(-1, 1, 12).astype(np.float32)
+    return calibration.calibrate(presets.freeze("flat", module, params), [photo[:64, :64] for photo in photos])
+
+
+def changed(grids, *path, value=None):
+    """The grids with one leaf replaced, or taken out."""
+    flat = flatten_dict(grids)
+    assert path in flat
+    flat = {key: value if key == path else leaf for key, leaf in flat.items() if key != path or value is not None}
+    return unflatten_dict(flat)
+
+
+# -- bad input -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_images_are_refused(float_codec, photos, count):
+    with pytest.raises(InputError, match=f"^calibration needs 2 images or more, not {count}$"):
+        calibration.calibrate(float_codec, photos[:count])
+
+
+def test_constant_images_are_refused(float_codec):
+    images = [np.full((64, 80, 3), level, np.uint8) for level in (0, 128, 255)]
+    with pytest.raises(
+        InputError, match=r"^calibration needs photos, but these 3 images are almost constant: .* is 0 grey levels"
+    ):
+        calibration.calibrate(float_codec, images)
+
+
+@pytest.mark.parametrize("size", [(63, 100), (100, 5)])
+def test_small_images_are_refused(float_codec, noise_photo, size):
+    images = [noise_photo(100, 100), noise_photo(*size)]
+    with pytest.raises(InputError, match=f"^calibration needs images of 64 pixels a side or more, not {min(size)}$"):
+        calibration.calibrate(float_codec, images)
+
+
+def test_a_loss_of_rate_is_refused_with_the_ways_out(float_codec, photos, monkeypatch):
+    monkeypatch.setattr(calibration, "MAX_LOSS", -1)
+    with pytest.raises(WeightsError) as caught:
+        calibration.calibrate(float_codec, [photo[:64, :64] for photo in photos[:2]])
+    message = str(caught.value)
+    assert "would cost tiny" in message
+    assert "% of rate on these 2 images, more than -100 %" in message
+    assert "calibrate with more images, train it with exact=True, or use arithmetic='float'" in message
+
+
+def test_a_codec_whose_networks_overflow_is_refused(float_codec, photos):
+    params = jax.device_get(float_codec.params)
+    params["h_s"] = {**params["h_s"], "layers_0": {**params["h_s"]["layers_0"], "bias": np.full(8, np.inf, np.float32)}}
+    with pytest.raises(WeightsError, match=r"^\w+/layers_\d cannot be computed exactly: its \w+ are not finite$"):
+        calibration.calibrate(
+            dataclasses.replace(float_codec, params=params), [photo[:64, :64] for photo in photos[:2]]
+        )
+
+
+@pytest.mark.parametrize("part", ["inputs", "sums"])
+def test_grids_of_another_shape_are_refused(float_codec, grids, part):
+    other = changed(grids, *LAYER, part, value=np.zeros((1, 3), np.int8))
+    with pytest.raises(WeightsError, match=r"^the exact grid of h_s/layers_2 does not fit its kernel$"):
+        calibration.with_grids(float_codec, other)
+
+
+@pytest.mark.parametrize("part", ["inputs", "shift"])
+def test_grids_without_a_part_are_refused(float_codec, grids, part):
+    with pytest.raises(WeightsError, match=r"^the exact grid of h_s/layers_2 does not fit its kernel$"):
+        calibration.with_grids(float_codec, changed(grids, *LAYER, part))
+
+
+def test_a_grid_of_a_layer_that_there_is_not_is_refused(float_codec, grids):
+    with pytest.raises(WeightsError, match=r"^the exact grid of h_s/layers_9 does not fit its kernel$"):
+        calibration.with_grids(float_codec, {**grids, "h_s": {**grids["h_s"], "layers_9": grids["h_s"]["layers_2"]}})
+
+
+def test_exact_arithmetic_without_calibration_is_refused(float_codec):
+    with pytest.raises(
+        WeightsError, match=r"^tiny has no exact arithmetic: make it with jaxsem\.calibrate\(codec, photos\)$"
+    ):
+        float_codec.in_arithmetic("exact")
+
+
+def test_unknown_arithmetic_is_refused(tiny_codec):
+    with pytest.raises(InputError, match=r"^the arithmetic is 'exact' or 'float', not 'decimal'$"):
+        tiny_codec.in_arithmetic("decimal")
+
+
+def test_a_file_of_another_calibration_is_refused(tiny_codec, noise_photo, photos):
+    other = calibration.calibrate(tiny_codec, [photo[:64, :64] for photo in photos[:2]])
+    assert other.tables.digest() == tiny_codec.tables.digest()
+    [file] = pipeline.compress(other, [noise_photo(64, 64)])
+    with pytest.raises(WeightsError, match=r"the file was made with weights .* load the preset it was made with"):
+        pipeline.decompress(tiny_codec, [file])
+
+
+def test_an_exact_packet_needs_an_exact_codec(tiny_codec, float_codec, noise_photo):
+    [result] = pipeline.compress_items(tiny_codec, [noise_photo(64, 64)])
+    packet = result.item.sections[pipeline.PACKET]
+    message = "^the image packet was made in exact arithmetic, which tiny does not have$"
+    with pytest.raises(FormatError, match=message):
+        driver.decode(float_codec, [packet], [(64, 64)], shapes.latent_grid(64, 64))
+    with pytest.raises(FormatError, match=message):
+        driver.variables_of(float_codec, True)
+
+
+# -- what is kept --------------------------------------------------------------------------------------------------------
+
+
+def test_saving_and_loading_keeps_exact_arithmetic_bit_for_bit(tiny_codec, tmp_path):
+    presets.save(tiny_codec, tmp_path, "elic", {})
+    again = presets.load(str(tmp_path))
+    assert (again.digest, again.arithmetic) == (tiny_codec.digest, "exact")
+    before, after = (flatten_dict(jax.device_get(codec.exact), sep="/") for codec in (tiny_codec, again))
+    assert before.keys() == after.keys()
+    for name, leaf in before.items():
+        assert after[name].dtype == leaf.dtype, name
+        assert after[name].tobytes() == leaf.tobytes(), name
+    assert presets.load(str(tmp_path), arithmetic="float").arithmetic == "float"
+
+
+def test_calibration_is_part_of_the_digest_but_the_choice_of_arithmetic_is_not(tiny_codec, float_codec, grids):
+    assert tiny_codec.in_arithmetic("float").digest == tiny_codec.digest
+    assert calibration.with_grids(float_codec, grids).digest == tiny_codec.digest
+    finer = changed(grids, *LAYER, "inputs", value=grids["h_s"]["layers_2"]["inputs"] - np.int8(1))
+    assert calibration.with_grids(float_codec, finer).digest != tiny_codec.digest
+
+
+def test_a_codec_decodes_files_of_both_arithmetics(tiny_codec, noise_photo):
+    photo = noise_photo(64, 80)
+    for arithmetic in driver.ARITHMETICS:
+        codec = tiny_codec.in_arithmetic(arithmetic)
+        [result] = pipeline.compress_items(codec, [photo])
+        assert driver.parse_head(result.item.sections[pipeline.PACKET]) == (0, arithmetic == "exact")
+        [file] = pipeline.compress(codec, [photo])
+        [other] = pipeline.decompress(tiny_codec.in_arithmetic("exact"), [file])
+        [own] = pipeline.decompress(tiny_codec.in_arithmetic("float"), [file])
+        np.testing.assert_array_equal(own, other)
+
+
+# -- nothing is left in floats -------------------------------------------------------------------------------------------
+
+
+def slices_of(codec, photo):
+    """Latents and quality of one photo, as `_walk` takes them."""
+    return calibration._latents(codec, photo[None], 0)
+
+
+@pytest.mark.parametrize("name", ["tiny_codec", "tiny_hyperprior"])
+def test_every_layer_that_decides_has_a_grid(name, request, photos):
+    codec = request.getfixturevalue(name)
+    floats, seen, slopes = [], set(), 0
+
+    def watch(call, args, kwargs, context):
+        nonlocal slopes
+        layer = context.module
+        if context.method_name == "__call__" and isinstance(layer, LAYERS):
+            seen.add(layer.path)
+            if exact.grid_of(layer) is None:
+                floats.append(layer.path)
+        if context.method_name == "__call__" and isinstance(layer, exact.LeakyRelu):
+            slopes += layer.has_variable(exact.COLLECTION, "slope")
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(watch):
+        jax.eval_shape(
+            lambda variables, *sample: codec.module.apply(variables, *sample, method=calibration._walk),
+            codec.exact,
+            *slices_of(codec, photos[0][:64, :64]),
+        )
+    assert not floats
+    assert seen == calibration._layers(codec.exact[exact.COLLECTION]).keys()
+    # The hyper-decoder's three; for each of three groups a spatial context and three of aggregation, twice three of context.
+    assert (len(seen), slopes) == ((3, 2) if name == "tiny_hyperprior" else (3 + 3 * 4 + 2 * 3, 0))
+
+
+def test_parameters_are_rounded_to_their_grids(tiny_hyperprior):
+    params, exactly = (jax.device_get(tree) for tree in (tiny_hyperprior.params, tiny_hyperprior.exact))
+    for path, grid in calibration._layers(exactly[exact.COLLECTION]).items():
+        floats, layer = calibration._at(params, path), calibration._at(exactly["params"], path)
+        sums = grid["sums"].astype(int)
+        kernel = np.ldexp(layer["kernel"], grid["inputs"].reshape(-1).astype(int)[:, None] - sums)
+        bias = np.ldexp(layer["bias"], -sums - int(grid["shift"]))
+        assert np.array_equal(kernel, np.rint(kernel))
+        assert np.array_equal(bias, np.rint(bias))
+        assert not np.array_equal(layer["kernel"], floats["kernel"])
+    assert not np.array_equal(exactly["params"]["h_s"]["layers_0"]["bias"], params["h_s"]["layers_0"]["bias"])
+
+
+@pytest.mark.parametrize("name", ["tiny_codec", "tiny_hyperprior"])
+def test_all_means_of_a_photo_are_on_their_grid(name, request, photos):
+    codec = request.getfixturevalue(name)
+    latents, quality = slices_of(codec, photos[1][:128, :128])
+
+    def means(module, latents, quality):
+        state, result = module.begin(1, latents["z"].shape[1:3], quality), []
+        for i in range(module.slices):
+            _, mean, _ = module.predict(i, state)
+            result.append(mean)
+            state = module.place(i, state, jnp.round(module.values_of(i, latents) - mean) + mean)
+        return result
+
+    run = jax.jit(lambda variables: codec.module.apply(variables, latents, quality, method=means))
+    for mean in run(codec.exact)[1:]:
+        units = np.asarray(mean, np.float64) * 256
+        assert np.array_equal(units, np.rint(units))
+        assert 0 < np.abs(mean).max() <= 1 << 12
+    floats = [np.asarray(mean) * 256 for mean in run({"params": codec.params})[1:]]
+    assert all((mean != np.rint(mean)).any() for mean in floats), "in floats they must not lie there by themselves"
+
+
+# -- training with the quantisation in the loop --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def batch(photos):
+    return np.stack([photo[:64, :64] for photo in photos[:2]]).astype(np.float32) / 255, np.array([0, 1], np.float32)
+
+
+def test_training_reaches_every_kernel_of_the_slice_networks(tiny_codec, grids, batch):
+    params = flatten_dict(tiny_codec.params)
+    kernels = {(*path, "kernel"): params[*path, "kernel"] for path in calibration._layers(grids)}
+    assert len(kernels) == 21
+
+    @jax.jit
+    @jax.grad
+    def gradient(kernels):
+        variables = calibration.training_variables(unflatten_dict({**params, **kernels}), grids)
+        return tiny_codec.module.apply(variables, *batch, jax.random.key(0))["bits_y"].sum()
+
+    gradients = jax.device_get(gradient(kernels))
+    assert [path for path, leaf in gradients.items() if not np.isfinite(leaf).all()] == []
+    assert [path for path, leaf in gradients.items() if not leaf.any()] == []
+
+
+def test_the_forward_pass_of_training_is_that_of_the_exact_codec(tiny_codec, grids, batch):
+    training = calibration.training_variables(tiny_codec.params, grids)
+    first = training["params"]["h_s"]["layers_0"]["kernel"]
+    assert not np.array_equal(first, tiny_codec.params["h_s"]["layers_0"]["kernel"])
+
+    @jax.jit
+    def run(variables):
+        outputs = tiny_codec.module.apply(variables, *batch)
+        return {name: outputs[name] for name in ("bits_y", "y_hat", "z_hat")}
+
+    jax.tree.map(np.testing.assert_array_equal, run(training), run(tiny_codec.exact))
