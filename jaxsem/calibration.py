@@ -1,6 +1,6 @@
-"""Exact arithmetic for a trained codec: grids for the networks that decide tables and means, from a few images.
+"""Calibration of a trained codec on a few images: exact arithmetic for what decides tables and means, and tables that fit.
 
-`calibrate` runs these networks in floats, notes how large each channel gets, and chooses the units of `jaxsem.nn.exact`; which
+`calibrate` runs the slice networks in floats, notes how large each channel gets, and chooses the units of `jaxsem.nn.exact`; which
 layers these are, it learns by watching the slices run. A weights file holds the grids, small integers; the quantised kernels
 follow from them and the float kernels by arithmetic that is exact on every host (`exact_variables`).
 """
@@ -19,7 +19,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxsem import codec as driver
 from jaxsem import shapes
 from jaxsem.codec import QUALITY_STEPS, Codec
-from jaxsem.codecs.hyperprior import GAUSSIAN_TABLES, SCALE_THRESHOLDS
+from jaxsem.codecs.hyperprior import FLOAT_NETWORKS, GAUSSIAN_TABLES, SCALE_THRESHOLDS
+from jaxsem.entropy.tables import Tables, gaussian_tables, quantise_counts
 from jaxsem.errors import InputError, WeightsError
 from jaxsem.nn import exact
 from jaxsem.nn.conv import LAYERS
@@ -32,20 +33,21 @@ SIDE = 512  # pixels that are used of an image's sides
 MIN_IMAGES = 2
 MIN_CONTRAST = 2.0  # standard deviation of the calibration images, in grey levels
 MAX_LOSS = 0.02
+_FIT_PRIOR = 1000.0
 _FINER = 3  # units that are tried: one that reaches to the peak, a half and a quarter of it
 
 Grids = dict[str, Any]
 
 
 def calibrate(codec: Codec, images: Sequence[np.ndarray]) -> Codec:
-    """Gives a codec exact arithmetic, or makes it anew.
+    """Gives a codec exact arithmetic, or makes it anew, and fits its Gaussian tables to the symbols that it sees.
 
     Args:
       codec: A codec with its parameters, see `jaxsem.presets.freeze`.
       images: uint8 [h, w, 3], two or more, of the kind that will be compressed; the middle of each is used, 512x512 at most.
 
     Returns:
-      The codec with `exact` variables, "exact" as its arithmetic and the digest that goes with them.
+      The codec with `exact` variables and fitted tables, "exact" as its arithmetic and the digest that goes with them.
 
     Raises:
       InputError: Too few images, or images without content.
@@ -55,13 +57,14 @@ def calibrate(codec: Codec, images: Sequence[np.ndarray]) -> Codec:
     samples = [_latents(codec, pixels, level) for pixels in _prepared(images) for level in levels]
     grids, before = _choose_grids(codec.module, codec.params, samples)
     result = with_grids(codec, grids)
-    loss = _bits(codec.module, result.exact, samples) / before - 1
+    bits, coded = _code(codec.module, result.exact, samples)
+    loss = bits / before - 1
     if not loss <= MAX_LOSS:
         raise WeightsError(
             f"exact arithmetic would cost {codec.name} {100 * loss:.2f} % of rate on these {len(images)} images, more than "
             f"{100 * MAX_LOSS:g} %: calibrate with more images, train it with exact=True, or use arithmetic='float'"
         )
-    return result
+    return with_grids(replace(codec, tables=_fit_tables(codec.tables, coded)), grids)
 
 
 def with_grids(codec: Codec, grids: Grids) -> Codec:
@@ -85,9 +88,8 @@ def _check_grids(module: Any, params: Mapping[str, Any], grids: Grids) -> None:
     }
     if config.lambdas:
         wanted["gain_z/inverse"] = (np.float32, ((len(config.lambdas) - 1) * QUALITY_STEPS + 1, config.hyper))
-    networks = {path.split("/")[0] for path in flat if path.endswith("/sums")}
-    kernels = flatten_dict({name: params[name] for name in networks if name in params}, sep="/")
-    for path, kernel in kernels.items():
+    networks = {name: part for name, part in params.items() if name not in FLOAT_NETWORKS}
+    for path, kernel in flatten_dict(networks, sep="/").items():
         if path.endswith("kernel"):
             inputs = flat.get(path.replace("kernel", "inputs"), np.zeros((1, 0)))
             shape = (inputs.shape[0], kernel.shape[2] // max(inputs.shape[0], 1))
@@ -169,20 +171,49 @@ def _latents(codec: Codec, pixels: np.ndarray, level: int) -> Sample:
     return {"y": y, "z": driver.run_hyper_analysis(codec.module, codec.params, y, quality)}, quality
 
 
-def _walk(module: Any, latents: dict[str, jax.Array], quality: jax.Array) -> jax.Array:
-    """Estimated bits of one image's latents: all slices, as a decoder computes them."""
-    state, bits = module.begin(1, latents["z"].shape[1:3], quality), jnp.zeros(())
+Coded = list[tuple[np.ndarray, np.ndarray]]  # of each slice, the tables and the symbols
+
+
+def _walk(module: Any, latents: dict[str, jax.Array], quality: jax.Array) -> tuple[jax.Array, Coded]:
+    """Estimated bits of one image's latents, and what is coded: all slices, as a decoder computes them."""
+    state, bits, coded = module.begin(1, latents["z"].shape[1:3], quality), jnp.zeros(()), []
     for i in range(module.slices):
-        _, mean, scale = module.predict(i, state)
-        values = jnp.round(module.values_of(i, latents) - mean) + mean
+        table, mean, scale = module.predict(i, state)
+        symbols = jnp.round(module.values_of(i, latents) - mean)
+        values = symbols + mean
         bits -= jnp.log2(module.likelihood_of(i, values, mean, scale)).sum()
         state = module.place(i, state, values)
-    return bits
+        coded.append((table, symbols.astype(jnp.int32)))
+    return bits, coded
 
 
-def _bits(module: Any, variables: Mapping[str, Any], samples: Sequence[Sample]) -> float:
+def _code(module: Any, variables: Mapping[str, Any], samples: Sequence[Sample]) -> tuple[float, list[Coded]]:
+    """The bits of all samples together, and what each codes."""
     run = jax.jit(partial(module.apply, method=_walk))
-    return sum(float(run(variables, *sample)) for sample in samples)
+    results = [jax.device_get(run(variables, *sample)) for sample in samples]
+    return sum(float(bits) for bits, _ in results), [coded for _, coded in results]
+
+
+def _fit_tables(tables: Tables, coded: Sequence[Coded]) -> Tables:
+    """The tables, with Gaussian ones made anew and moved towards the symbols that they coded.
+
+    Real symbols have heavier tails than the Gaussians that training assumes. Counts of both signs are taken together, and
+    `_FIT_PRIOR` symbols of the Gaussian kind are added to them, so that a table that coded few stays what it was.
+    """
+    table, symbols = (np.concatenate([part[k].ravel() for each in coded for part in each[1:]]) for k in (0, 1))
+    order = np.argsort(table, kind="stable")
+    ends = np.searchsorted(table[order], np.arange(GAUSSIAN_TABLES + 1))
+    fresh = gaussian_tables(quantise=quantise_counts)
+    rows = [(fresh if index < GAUSSIAN_TABLES else tables).row(index) for index in range(len(tables))]
+    for index in range(GAUSSIAN_TABLES):
+        row, own = rows[index], symbols[order[ends[index] : ends[index + 1]]]
+        last = len(row) - 1  # the escape symbol
+        places = np.int64(own) - tables.offsets[index]
+        counts = np.bincount(np.where((places < 0) | (places >= last), last, places), minlength=len(row)).astype(float)
+        counts[:last] = (counts[:last] + counts[:last][::-1]) / 2
+        if len(own):
+            rows[index] = quantise_counts(counts + _FIT_PRIOR * row / row.sum(), tables.precision)
+    return Tables.from_rows(rows, tables.offsets, tables.escapes, tables.precision)
 
 
 Path = tuple[str, ...]
@@ -217,7 +248,7 @@ def _observe(
             return call(*args, **kwargs)
 
         with nn.intercept_methods(watch):
-            bits = module.apply({"params": params}, latents, quality, method=_walk)
+            bits, _ = module.apply({"params": params}, latents, quality, method=_walk)
         return found, bits
 
     results = [jax.device_get(run(params, *sample)) for sample in samples]

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxsem import calibration, pipeline, presets, shapes
 from jaxsem import codec as driver
 from jaxsem.codecs import HyperpriorConfig, MeanScaleHyperprior, init_params
+from jaxsem.entropy.tables import gaussian_tables, quantise_counts
 from jaxsem.errors import FormatError, InputError, WeightsError
 from jaxsem.nn import exact
 from jaxsem.nn.conv import LAYERS
@@ -100,19 +101,40 @@ def test_a_codec_whose_networks_overflow_is_refused(float_codec, photos):
 @pytest.mark.parametrize("part", ["inputs", "sums"])
 def test_grids_of_another_shape_are_refused(float_codec, grids, part):
     other = changed(grids, *LAYER, part, value=np.zeros((1, 3), np.int8))
-    with pytest.raises(WeightsError, match=r"^the exact grid of h_s/layers_2 does not fit its kernel$"):
+    with pytest.raises(WeightsError, match=rf"do not fit the model: h_s/layers_2/{part} is int8 \(1, 3\), not int8 \("):
         calibration.with_grids(float_codec, other)
 
 
-@pytest.mark.parametrize("part", ["inputs", "shift"])
-def test_grids_without_a_part_are_refused(float_codec, grids, part):
-    with pytest.raises(WeightsError, match=r"^the exact grid of h_s/layers_2 does not fit its kernel$"):
-        calibration.with_grids(float_codec, changed(grids, *LAYER, part))
+@pytest.mark.parametrize(
+    "path", [(*LAYER, "inputs"), (*LAYER, "shift"), (*LAYER, "sums"), ("mean",), ("thresholds",), ("gain_z", "inverse")]
+)
+def test_grids_without_a_part_are_refused(float_codec, grids, path):
+    with pytest.raises(WeightsError, match=rf"do not fit the model: .*{'/'.join(path)} is missing"):
+        calibration.with_grids(float_codec, changed(grids, *path))
 
 
 def test_a_grid_of_a_layer_that_there_is_not_is_refused(float_codec, grids):
-    with pytest.raises(WeightsError, match=r"^the exact grid of h_s/layers_9 does not fit its kernel$"):
+    with pytest.raises(WeightsError, match=r"do not fit the model: .*h_s/layers_9/sums is surplus"):
         calibration.with_grids(float_codec, {**grids, "h_s": {**grids["h_s"], "layers_9": grids["h_s"]["layers_2"]}})
+
+
+def test_grids_without_a_network_are_refused(float_codec, grids):
+    without = {name: part for name, part in grids.items() if name != "aggregation_1"}
+    with pytest.raises(WeightsError, match=r"aggregation_1/layers_0/inputs is missing"):
+        calibration.with_grids(float_codec, without)
+
+
+@pytest.mark.parametrize("value", [np.float32(np.nan), np.float32(np.inf)])
+def test_grids_out_of_range_are_refused(float_codec, grids, value):
+    with pytest.raises(WeightsError, match="thresholds is out of range"):
+        calibration.with_grids(float_codec, changed(grids, "thresholds", value=np.full(63, value)))
+    with pytest.raises(WeightsError, match="mean is out of range"):
+        calibration.with_grids(float_codec, changed(grids, "mean", value=np.int8(-128)))
+
+
+def test_what_is_no_image_is_refused(float_codec, photos):
+    with pytest.raises(InputError, match="an image must be a uint8 array"):
+        calibration.calibrate(float_codec, [photo[..., 0] for photo in photos])
 
 
 def test_exact_arithmetic_without_calibration_is_refused(float_codec):
@@ -129,7 +151,6 @@ def test_unknown_arithmetic_is_refused(tiny_codec):
 
 def test_a_file_of_another_calibration_is_refused(tiny_codec, noise_photo, photos):
     other = calibration.calibrate(tiny_codec, [photo[:64, :64] for photo in photos[:2]])
-    assert other.tables.digest() == tiny_codec.tables.digest()
     [file] = pipeline.compress(other, [noise_photo(64, 64)])
     with pytest.raises(WeightsError, match=r"the file was made with weights .* load the preset it was made with"):
         pipeline.decompress(tiny_codec, [file])
@@ -285,3 +306,38 @@ def test_the_forward_pass_of_training_is_that_of_the_exact_codec(tiny_codec, gri
         return {name: outputs[name] for name in ("bits_y", "y_hat", "z_hat")}
 
     jax.tree.map(np.testing.assert_array_equal, run(training), run(tiny_codec.exact))
+
+
+# -- fitted tables -------------------------------------------------------------------------------------------------------
+
+
+def bits(tables, table, symbols):
+    """What a table spends on symbols within it."""
+    return -np.log2(tables.row(table)[symbols - tables.offsets[table]] / 2**16).sum()
+
+
+def test_tables_are_fitted_to_heavier_tails_and_only_where_symbols_were_seen():
+    rng, before = np.random.default_rng(0), gaussian_tables(quantise=quantise_counts)
+    seen, unseen = (np.round(rng.laplace(scale=0.7, size=4000)).astype(np.int32) for _ in range(2))
+    table = 17  # sigma = 0.89
+    inside = np.abs(unseen) < -before.offsets[table]
+    z = (np.full(3, len(before)), np.zeros(3, np.int32))
+    after = calibration._fit_tables(before, [[z, (np.full(seen.shape, table), seen)]])
+    assert bits(after, table, unseen[inside]) < 0.99 * bits(before, table, unseen[inside])
+    assert np.abs(after.row(table)[:-1] - after.row(table)[:-1][::-1]).max() <= 1
+    for other in {*range(len(before))} - {table}:
+        assert np.array_equal(after.row(other), before.row(other))
+
+
+def test_calibrating_again_changes_nothing(tiny_codec, photos):
+    crops = [photo[:64, :64] for photo in photos[:2]]
+    once = calibration.calibrate(tiny_codec, crops)
+    assert calibration.calibrate(once, crops).digest == once.digest
+
+
+def test_an_escape_counts_as_one():
+    before = gaussian_tables(quantise=quantise_counts)
+    symbols = np.full(5000, 1000, np.int32)
+    z = (np.zeros(0, np.int32), np.zeros(0, np.int32))
+    after = calibration._fit_tables(before, [[z, (np.full(5000, 3), symbols)]])
+    assert after.row(3)[-1] > 0.8 * 2**16

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import os
@@ -18,7 +19,7 @@ from jaxsem.commands import weights
 from jaxsem.data.images import read_image
 from jaxsem.presets import Preset
 
-COMMANDS = ("demo", "compress", "decompress", "info", "eval", "train", "presets")
+COMMANDS = ("demo", "calibrate", "compress", "decompress", "info", "eval", "train", "presets")
 
 
 def python(code: str) -> str:
@@ -119,6 +120,34 @@ def test_a_photo_comes_back_as_the_library_gives_it(command, tmp_path, tiny_pres
     assert (status, err) == (0, "")
     [image] = jaxsem.decompress(tiny_codec, [file])
     np.testing.assert_array_equal(read_image(tmp_path / "b.png"), image)
+
+
+def test_a_packet_says_its_arithmetic_and_either_is_read(command, tmp_path, tiny_preset):
+    photo = write_photo(tmp_path / "a.png")
+    for arithmetic in ("exact", "float"):
+        file = tmp_path / f"{arithmetic}.jsem"
+        options = ("--preset", tiny_preset, "--arithmetic", arithmetic)
+        assert command("compress", photo, "-o", file, *options)[0] == 0
+        _, out, _ = command("info", file, "--json")
+        assert json.loads(out)["files"][0]["images"][0]["arithmetic"] == arithmetic
+        assert command("decompress", file, "--preset", tiny_preset)[0] == 0
+
+
+def test_weights_are_calibrated_and_keep_their_card(command, tmp_path, tiny_codec):
+    before, after = tmp_path / "float.safetensors", tmp_path / "exact.safetensors"
+    presets.save(dataclasses.replace(tiny_codec, exact=None, arithmetic="float"), before, "elic", {"note": "kept"})
+    assert presets.load(str(before)).arithmetic == "float"
+    photos = tmp_path / "photos"
+    for seed in range(3):
+        write_photo(photos / f"{seed}.png", 70, 80, seed)
+    status, out, err = command("calibrate", before, "--data", photos, "--limit", "2", "-o", after)
+    assert (status, err) == (0, "")
+    codec = presets.load(str(after))
+    assert codec.arithmetic == "exact"
+    assert codec.digest.hex()[:12] in out.decode()
+    card = presets.card_of(str(after))
+    assert (card["note"], card["calibration"]["photos"]) == ("kept", 2)
+    assert command("calibrate", before, "-o", after)[0] == 2
 
 
 def test_a_folder_is_mirrored(command, tmp_path, tiny_preset):

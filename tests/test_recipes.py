@@ -20,6 +20,22 @@ def test_the_quick_mode_trains_saves_and_loads(name, tmp_path, noise_photo):
     assert again.shape == photo.shape
 
 
+def test_quantisation_in_the_loop_goes_on_from_calibrated_weights(tmp_path):
+    recipe, quick = recipes.read_recipe(EXPERIMENTS / "hyperprior.py")
+    settings = recipes.override(recipe, quick)
+    first = recipes.run_recipe(settings, tmp_path / "first", quiet=True)
+    assert presets.load(str(first)).arithmetic == "exact"
+    second = recipes.run_recipe(settings, tmp_path / "second", [f"init={first}", "exact=True"], quiet=True)
+    assert presets.load(str(second)).arithmetic == "exact"
+    assert presets.load(str(second)).digest != presets.load(str(first)).digest
+
+
+def test_quantisation_in_the_loop_needs_calibrated_weights(tmp_path):
+    overrides = [f"data={presets.BUNDLED_PHOTOS}", "exact=True"]
+    with pytest.raises(InputError, match="exact=True needs init=WEIGHTS"):
+        recipes.run_recipe(EXPERIMENTS / "hyperprior.py", tmp_path, overrides, quick=True, quiet=True)
+
+
 def test_overrides_reach_inside_and_are_strict():
     recipe, _ = recipes.read_recipe(EXPERIMENTS / "elic_mini.py")
     values = recipes.parse_overrides(["steps=7", "optimizer.learning_rate=1e-2", "data=some folder", "config.hyper=32"])

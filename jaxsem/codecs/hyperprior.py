@@ -34,6 +34,7 @@ from jaxsem.nn.priors import FactorizedPrior, gaussian_likelihood
 # Tables of a codec: the Gaussians by scale, then one for each channel of z.
 SCALE_THRESHOLDS = {rule: scale_thresholds(rule=rule) for rule in ("nearest", "above")}
 GAUSSIAN_TABLES = len(SCALE_THRESHOLDS["nearest"]) + 1
+FLOAT_NETWORKS = ("g_a", "g_s", "h_a")  # decide no table: what a decoder's slices do not run
 QUALITY_STEPS = 16  # of a quality, as packets hold it and exact gains are tabulated
 _MEAN_LIMIT = 1 << 20  # in units of the grid of means
 

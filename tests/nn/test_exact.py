@@ -236,9 +236,16 @@ def test_what_is_not_finite_is_refused_by_name(place, value):
         exact.choose_grid(**parts, inputs=np.zeros(2, int), taps=Conv.taps, name="h_s/layers_2")
 
 
-@pytest.mark.parametrize(("size", "bias"), [(5, 2.0**30), (23, 0.0)], ids=["huge bias", "one channel is too much"])
-def test_sums_that_no_split_makes_exact_are_refused_by_name(size, bias):
-    parts = np.full((size, size, 2, 2), 127.0), np.full(2, bias), np.zeros(2, int)
+def test_a_dead_feature_takes_the_unit_of_its_bias():
+    kernel = np.ones((3, 3, 2, 2))
+    kernel[..., 1] = 0
+    grid = exact.choose_grid(kernel, np.array([0.0, 0.1]), np.zeros(2, int), Conv.taps, "layer")
+    assert 2**21 <= 0.1 / 2.0 ** int(grid.sums[1]) <= 2**22
+    assert exact.quantise_bias(np.array([0.0, 0.1]), grid.sums, grid.shift)[1] == pytest.approx(0.1, rel=1e-6)
+
+
+def test_sums_that_no_split_makes_exact_are_refused_by_name():
+    parts = np.full((23, 23, 2, 2), 127.0), np.zeros(2), np.zeros(2, int)
     with pytest.raises(WeightsError, match=r"h_s/layers_2 cannot be computed exactly: its sums reach .* units"):
         exact.choose_grid(*parts, Conv.taps, "h_s/layers_2")
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxsem import cli, pipeline
+from jaxsem.data.images import write_image
 from jaxsem.errors import InputError, JaxsemError
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
@@ -179,3 +180,24 @@ def test_training_quick_run_gives_rates_and_arithmetic(bench_training, recipe, t
 def test_a_batch_that_the_devices_cannot_share_is_refused(bench_training, recipe, capsys):
     assert bench_training.main([recipe, "--batch", "3"]) == 2
     assert "batch of 3" in capsys.readouterr().err
+
+
+def test_bench_exact_gives_rates_times_and_their_ratio(tiny_preset, tmp_path, capsys):
+    bench_exact = importlib.import_module("bench_exact")
+    write_image(tmp_path / "a.png", np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    options = [
+        tiny_preset,
+        "--data",
+        str(tmp_path),
+        "--size",
+        "64x64",
+        "--quick",
+        "--json",
+        str(tmp_path / "figures.json"),
+    ]
+    assert bench_exact.main(options) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert [row["quality"] for row in figures["rates"]] == [0, 1, -1]
+    assert all(row["exact"] > 0 and row["float"] > 0 and row["compressai"] > 0 for row in figures["rates"])
+    assert figures["times"]["decoder"]["ratio"]["median"] > 0
+    assert "exact / float" in capsys.readouterr().out
