@@ -4,8 +4,8 @@ A float network that decides which table codes a symbol must not depend on round
 products does. So the layers that decide tables and means compute on grids. Activations are integers of 8 bits and sign times
 a power of two, kernels integers of 7 bits and sign times a power of two, and the sum of all their magnitudes stays below
 2^24 of its own unit. Such sums are exact in float32 whatever the order of summation, and their operands are exact in
-bfloat16, so that tensor cores compute them at full speed. Every unit is a power of two, a whole number of which is its
-exponent: to change units is exact as well, and nothing else rounds but `snap`, by one correctly rounded operation.
+bfloat16, so that tensor cores compute them at full speed. Every unit is a power of two, kept as its exponent: to change units
+is exact as well, and nothing rounds but `snap`, by one correctly rounded operation.
 
 A layer finds its grid in the variable collection "exact" under its own path (`Grid`, as a dictionary); without one it is
 an ordinary float layer. Sums that could exceed 2^24 are split over input channels and added as int32.
