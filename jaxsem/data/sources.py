@@ -3,6 +3,10 @@
     path/to/folder          the images below a folder
     tfds:name/split         a data set prepared by TFDS, read without TensorFlow; the name may hold a config
                             ("name/config"), and the split may be sliced as in TFDS ("train[:90%]")
+    scenes:split            our own drawn scenes, train, valid or test, or a range of them ("scenes:test[:100]"). Options
+                            stand before the colon: "scenes/256:test" or "scenes/192x256:test" (height x width) for
+                            another size than 128, "scenes/seen:train" or "scenes/unseen:test" for the classes of
+                            objects, "scenes/objects=1:test" or "scenes/objects=2-3:test" for their number
 
 A source is anything with a length and `source[i] -> {"image": uint8 [h, w, 3]}` that several threads may read at once.
 """
@@ -16,9 +20,11 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from jaxsem.data.photos import PhotoFolder
+from jaxsem.data.scenes import open_scenes
 from jaxsem.errors import InputError
 
-_SCHEMES = ("tfds",)
+_SCHEMES = ("tfds", "scenes")
+_GIVE = "give a folder, tfds:name/split or scenes:split"
 
 
 @runtime_checkable
@@ -34,7 +40,7 @@ def open_source(spec: str, data_dir: str | Path | None = None, cache_bytes: int 
     """Opens the source that a string names (see the module's docstring).
 
     Args:
-        spec: A folder, or "tfds:name/split".
+        spec: A folder, "tfds:name/split" or "scenes:split".
         data_dir: Where TFDS keeps its data sets; by default TFDS' own choice.
         cache_bytes: For folders, how many bytes of decoded images to keep in memory.
 
@@ -44,19 +50,17 @@ def open_source(spec: str, data_dir: str | Path | None = None, cache_bytes: int 
     if Path(spec).is_dir():
         return PhotoFolder(spec, cache_bytes)
     scheme, colon, rest = spec.partition(":")
-    if colon and scheme in _SCHEMES:
+    if colon and scheme == "tfds":
         return TfdsSource(rest, data_dir)
+    if colon and scheme.partition("/")[0] == "scenes":
+        return open_scenes(scheme.split("/")[1:], rest)
     if Path(spec).exists():
-        raise InputError(f"{spec} is a file: give the folder it lies in, or tfds:name/split")
+        raise InputError(f"{spec} is a file: give the folder it lies in, tfds:name/split or scenes:split")
     if colon and "/" not in scheme:
-        raise InputError(
-            f"there is no data source {scheme!r}{_did_you_mean(scheme, _SCHEMES)}: give a folder or tfds:name/split"
-        )
+        raise InputError(f"there is no data source {scheme!r}{_did_you_mean(scheme, _SCHEMES)}: {_GIVE}")
     parent = Path(spec).parent
     names = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
-    raise InputError(
-        f"the folder {spec} does not exist{_did_you_mean(Path(spec).name, names)}: give a folder or tfds:name/split"
-    )
+    raise InputError(f"the folder {spec} does not exist{_did_you_mean(Path(spec).name, names)}: {_GIVE}")
 
 
 def first_images(source: Source, count: int) -> list[np.ndarray]:
