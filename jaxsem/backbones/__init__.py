@@ -1,0 +1,1 @@
+"""Foundation models that the systems build on."""
