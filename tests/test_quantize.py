@@ -65,3 +65,70 @@ def test_mixed_trains_through_both_values():
         return (2 * noisy + 3 * rounded).sum()
 
     np.testing.assert_array_equal(jax.grad(total)(X, KEY), 5)
+
+
+# -- product quantisation ---------------------------------------------------------------------------------------------
+
+CODEBOOK = jax.random.normal(jax.random.key(1), (7, 3))
+Z = jax.random.normal(jax.random.key(2), (5, 4, 3))
+
+
+def test_each_sub_vector_gets_its_nearest_codeword():
+    indices, z_q = quantize.product_quantise(Z, CODEBOOK)
+    distances = np.square(np.asarray(Z)[..., None, :] - np.asarray(CODEBOOK)).sum(-1)
+    np.testing.assert_array_equal(indices, distances.argmin(-1))
+    np.testing.assert_array_equal(z_q, CODEBOOK[indices])
+    assert indices.dtype == jnp.int32
+    assert len(np.unique(indices)) > 4
+
+
+def test_of_equally_near_codewords_the_lowest_index_wins():
+    codebook = jnp.array([[9.0, 9.0], [1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])
+    indices, _ = quantize.product_quantise(jnp.array([[0.0, 2.0], [3.0, 0.0]]), codebook)
+    np.testing.assert_array_equal(indices, [1, 1])
+
+
+def test_the_choice_of_a_codeword_has_the_gradient_of_the_identity():
+    weights = jax.random.normal(KEY, Z.shape)
+    to_z, to_codebook = jax.grad(lambda z, c: (weights * quantize.product_quantise(z, c)[1]).sum(), (0, 1))(Z, CODEBOOK)
+    np.testing.assert_array_equal(to_z, weights)
+    np.testing.assert_array_equal(to_codebook, 0)
+
+
+def test_the_codebook_term_moves_codewords_only_and_commitment_sub_vectors_only():
+    indices, z_q = quantize.product_quantise(Z, CODEBOOK)
+    values = quantize.codebook_losses(Z, CODEBOOK, indices)
+    np.testing.assert_allclose(values, 2 * [np.square(Z - z_q).mean()], rtol=1e-6)
+    moves = jax.jit(jax.jacobian(lambda z, c: jnp.stack(quantize.codebook_losses(z, c, indices)), (0, 1)))(Z, CODEBOOK)
+    np.testing.assert_array_equal(moves[0][0], 0)
+    np.testing.assert_array_equal(moves[1][1], 0)
+    np.testing.assert_allclose(moves[0][1], 2 * (Z - z_q) / Z.size, rtol=1e-5)
+    pulled = np.zeros(CODEBOOK.shape, np.float32)
+    np.add.at(pulled, np.asarray(indices), np.asarray(2 * (z_q - Z) / Z.size))
+    np.testing.assert_allclose(moves[1][0], pulled, atol=1e-6)
+
+
+def test_usage_and_perplexity_of_known_indices():
+    measured = jax.jit(lambda indices: quantize.codebook_usage(indices, 4))
+    np.testing.assert_allclose(measured(jnp.array([[0, 0], [3, 3]])), [0.5, 2.0], rtol=1e-6)
+    np.testing.assert_allclose(measured(jnp.array([[2, 2], [2, 2]])), [0.25, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(measured(jnp.array([[3, 1], [2, 0]])), [1.0, 4.0], rtol=1e-6)
+    uneven = 2 ** (0.75 * np.log2(4 / 3) + 0.25 * 2)
+    np.testing.assert_allclose(measured(jnp.array([[0, 0], [1, 0]])), [0.5, uneven], rtol=1e-6)
+
+
+def test_revival_replaces_dead_codewords_by_different_candidates_and_no_others():
+    counts = jnp.array([5, 0, 2, 1, 0, 9, 3])
+    candidates = 100 + jax.random.normal(KEY, (20, 3))
+    revived = np.asarray(quantize.revive_dead_codes(CODEBOOK, counts, candidates, KEY, threshold=2.0))
+    alive = np.asarray(counts) >= 2
+    np.testing.assert_array_equal(revived[alive], CODEBOOK[alive])
+    rows = {tuple(row) for row in np.asarray(candidates)}
+    drawn = {tuple(row) for row in revived[~alive]}
+    assert drawn <= rows
+    assert len(drawn) == 3
+
+
+def test_revival_makes_do_with_fewer_candidates_than_codewords():
+    revived = quantize.revive_dead_codes(CODEBOOK, jnp.zeros(7), jnp.ones((2, 3)), KEY)
+    np.testing.assert_array_equal(revived, 1)

@@ -1,0 +1,223 @@
+"""How much of a feature survives at how many bits, for every quantiser of features.
+
+    python tools/bench_features.py --features FILE.npy [--train 800] [--rates 0.5 1 2 3] [--json FILE]
+
+FILE holds features [count, width], such as the image embeddings of CLIP; each is brought to length 1 first. The first
+`--train` rows fit the quantisers and the others are coded, after a shuffle if `--shuffle` is given. The columns:
+
+    bits          per dimension, at fixed length
+    ideal         bits per dimension that the indices would take with one order-0 table per index, counted on the train
+                  rows (each count plus one): no real bytes, but what an entropy coder with those tables comes close to
+    cosine        mean cosine similarity of a test feature and what is decoded of it, its 5 % quantile in brackets
+    itself        how many decoded test features have their own original as the nearest of all originals
+    neighbours    share of the 10 nearest train features of a test feature that its decoded version still has
+    fit           seconds to fit
+
+A method takes part at the rates that it can meet exactly; `METHODS` is the list to extend.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import _timing
+import numpy as np
+
+from jaxsem.errors import InputError
+from jaxsem.systems.feature_quantizers import (
+    FeatureQuantizer,
+    ProductQuantizer,
+    RotatedProductQuantizer,
+    ScalarQuantizer,
+)
+from jaxsem.systems.features import check_features
+
+NEIGHBOURS = 10
+RATES = (0.25, 0.5, 1.0, 2.0, 3.0)
+QUICK_RATES = (1.0,)
+
+# Fits a quantiser to train features [b, w] with a seed.
+Fit = Callable[[np.ndarray, int], FeatureQuantizer]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A contestant: `at(rate, width)` is its fit for so many bits a dimension, or None if it cannot meet them."""
+
+    name: str
+    at: Callable[[float, int], Fit | None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the result; its columns are in the tool's docstring."""
+
+    name: str
+    rate: float
+    bits: int
+    ideal: float
+    cosine: float
+    cosine_low: float
+    itself: float
+    neighbours: float
+    fit_seconds: float
+
+
+def product(kind: type, codewords: int) -> Callable[[float, int], Fit | None]:
+    """PQ or OPQ with codebooks of one size: the rate decides the width of the sub-vectors."""
+
+    def at(rate: float, width: int) -> Fit | None:
+        part = math.log2(codewords) / rate
+        if part % 1 or width % part:
+            return None
+        return lambda train, seed: kind.fit(train, subspaces=width // int(part), codewords=codewords, seed=seed)
+
+    return at
+
+
+def scalar(per_dimension: bool) -> Callable[[float, int], Fit | None]:
+    """Learned SQ, at whole bits a dimension."""
+
+    def at(rate: float, width: int) -> Fit | None:
+        if rate % 1 or not 1 <= rate <= 8:
+            return None
+        return lambda train, seed: ScalarQuantizer.fit(train, bits=int(rate), per_dimension=per_dimension, seed=seed)
+
+    return at
+
+
+METHODS = (
+    Method("SQ, shared levels", scalar(per_dimension=False)),
+    Method("SQ, levels per dimension", scalar(per_dimension=True)),
+    *(Method(f"PQ, {size} codewords", product(ProductQuantizer, size)) for size in (16, 64, 256)),
+    *(Method(f"OPQ, {size} codewords", product(RotatedProductQuantizer, size)) for size in (16, 64, 256)),
+)
+
+
+def load(path: Path) -> np.ndarray:
+    """Unit features float32 [b, w] of a .npy file.
+
+    Raises:
+        InputError: No such file, another format, no finite matrix, or a feature of zeros.
+    """
+    try:
+        stored = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} is not a .npy file of features: {error}") from error
+    if not isinstance(stored, np.ndarray):
+        raise InputError(f"{path} holds several arrays: save the features alone with numpy.save")
+    features = check_features(stored)
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    if not lengths.all():
+        raise InputError(f"row {int(np.argmin(lengths))} of {path} is all zeros and has no direction: leave it out")
+    return features / lengths
+
+
+def split(features: np.ndarray, train: int, shuffle: bool, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The train and the test features.
+
+    Raises:
+        InputError: Nothing left to test, or fewer train features than neighbours are asked for.
+    """
+    if not NEIGHBOURS <= train < len(features):
+        raise InputError(
+            f"--train must be {NEIGHBOURS} to {len(features) - 1} of {len(features)} features, not {train}"
+        )
+    if shuffle:
+        features = np.random.default_rng(seed).permutation(features)
+    return features[:train], features[train:]
+
+
+def ideal_bits(quantizer: FeatureQuantizer, train: np.ndarray, test: np.ndarray) -> float:
+    """Mean bits a test feature of indices int [b, n] would take with a table per index counted on the train indices."""
+    total = 0.0
+    for size, seen, coded in zip(quantizer.table_sizes, train.T, test.T):
+        counts = np.bincount(seen, minlength=size) + 1.0
+        total -= np.log2(counts / counts.sum())[coded].sum()
+    return total / len(test)
+
+
+def measure(name: str, fit: Fit, train: np.ndarray, test: np.ndarray, seed: int) -> Row:
+    """Fit a quantiser and see what its test features are still good for."""
+    fitted: list[FeatureQuantizer] = []
+    # A list of host data is what `seconds` does not look into.
+    seconds = _timing.seconds(lambda: [fitted.append(fit(train, seed))])
+    quantizer = fitted[0]
+    indices = quantizer.indices(test)
+    decoded = quantizer.features(indices)
+    # Nothing is nearest to a feature decoded as zeros: its similarities are then 0 rather than NaN.
+    decoded = decoded / np.maximum(np.linalg.norm(decoded, axis=1, keepdims=True), 1e-12)
+    cosines = (decoded * test).sum(axis=1)
+    found = (decoded @ np.concatenate([test, train]).T).argmax(axis=1)
+    near, still = (np.argsort(-(x @ train.T), axis=1, kind="stable")[:, :NEIGHBOURS] for x in (test, decoded))
+    kept = (near[:, :, None] == still[:, None, :]).any(axis=2)
+    return Row(
+        name=name,
+        rate=quantizer.bits / test.shape[1],
+        bits=quantizer.bits,
+        ideal=ideal_bits(quantizer, quantizer.indices(train), indices) / test.shape[1],
+        cosine=float(cosines.mean()),
+        cosine_low=float(np.quantile(cosines, 0.05)),
+        itself=float((found == np.arange(len(test))).mean()),
+        neighbours=float(kept.mean()),
+        fit_seconds=seconds,
+    )
+
+
+def report(rows: list[Row]) -> None:
+    """Print the rows of one rate as a table."""
+    header = (f"{rows[0].rate:g} bits a dimension", "bits", "ideal", "cosine", "itself", "neighbours", "fit")
+    lines = [
+        (
+            row.name,
+            f"{row.rate:.3f}",
+            f"{row.ideal:.3f}",
+            f"{row.cosine:.4f} [{row.cosine_low:.4f}]",
+            f"{100 * row.itself:.1f}%",
+            f"{100 * row.neighbours:.1f}%",
+            f"{row.fit_seconds:.1f} s",
+        )
+        for row in rows
+    ]
+    print()
+    _timing.print_table(header, lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure every method at every rate that it can meet; with ``--json`` also write the figures to a file."""
+    parser = _timing.parser(__doc__, f"only {QUICK_RATES[0]:g} bit a dimension, to see that it works")
+    parser.add_argument("--features", metavar="FILE", type=Path, required=True, help=".npy file [count, width]")
+    parser.add_argument("--train", metavar="N", type=_timing.positive, default=800, help="rows to fit on (800)")
+    parser.add_argument("--shuffle", action="store_true", help="shuffle the rows before the split, by --seed")
+    parser.add_argument("--seed", type=int, default=0, help="of the shuffle and of the quantisers (0)")
+    parser.add_argument("--rates", type=float, nargs="+", metavar="R", help=f"bits a dimension {RATES}")
+    options = parser.parse_args(arguments)
+    return _timing.run("bench_features", options, lambda: _measure(options))
+
+
+def _measure(options: argparse.Namespace) -> dict:
+    if options.seed < 0:
+        raise InputError(f"--seed must be at least 0, not {options.seed}")
+    rates = options.rates or (QUICK_RATES if options.quick else RATES)
+    if not all(math.isfinite(rate) and rate > 0 for rate in rates):
+        raise InputError(f"--rates are bits a dimension above 0, not {rates}")
+    train, test = split(load(options.features), options.train, options.shuffle, options.seed)
+    print(f"{len(train)} features to fit on, {len(test)} to test, width {train.shape[1]}, seed {options.seed}")
+    result = []
+    for rate in rates:
+        fits = [(method.name, method.at(rate, train.shape[1])) for method in METHODS]
+        rows = [measure(name, fit, train, test, options.seed) for name, fit in fits if fit]
+        if rows:
+            report(rows)
+        else:
+            print(f"\nno method takes {rate:g} bits a dimension at width {train.shape[1]}")
+        result += map(asdict, rows)
+    split_record = {"train": len(train), "test": len(test), "shuffle": options.shuffle, "seed": options.seed}
+    return {**split_record, "width": train.shape[1], "neighbours": NEIGHBOURS, "rows": result}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
