@@ -8,6 +8,10 @@ What: Minnen et al., Joint Autoregressive and Hierarchical Priors (NeurIPS 2018)
 config.channels=192 --set config.latent=320`.
 Expected on Kodak, from the zoo's results: 0.124 bpp 27.7 dB, 0.198 29.4, 0.307 31.1, 0.461 33.0, 0.662 35.0, 0.914 36.9, 1.234
 38.8, 1.619 40.6. Not run here: it wants an accelerator.
+A small one was, for the figures of exact arithmetic in the README: --set config.channels=64 --set config.latent=96 --set batch=8
+--set crop=128 --set steps=6000 --set optimizer.name=muon --set optimizer.learning_rate=1e-3 --set optimizer.schedule=trapezoid
+--set optimizer.warmup_steps=100 --set optimizer.decay_start=0.6 --set optimizer.final_scale=0.02 --set ema_decay=0.999 --set
+eval_every=500, 23 minutes of two x86 cores: 0.478 bpp, 26.2 dB on 12 valid crops of 256^2; then calibrated on 24 valid photos.
 """
 
 from jaxsem.codecs import HyperpriorConfig

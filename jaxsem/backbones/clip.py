@@ -31,6 +31,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxsem.backbones.clip_config import ClipConfig, TextConfig, VisionConfig
 from jaxsem.errors import InputError
+from jaxsem.nn.ops import unit
 from jaxsem.nn.transformer import Block, LayerNorm, scan_layers
 
 __all__ = [
@@ -278,11 +279,6 @@ class Clip(nn.Module):
 
 def _project(projection: nn.Dense | None, x: jax.Array) -> jax.Array:
     return x.astype(jnp.float32) if projection is None else projection(x)
-
-
-def unit(features: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-    """Features scaled to length 1."""
-    return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
 
 
 def param_shapes(module: Clip) -> dict[str, Any]:

@@ -1,18 +1,21 @@
-"""Convolutions as plain functions of (input, kernel, bias), channels last.
+"""Convolutions as plain functions of (input, kernel), channels last, and other small operations.
 
-Two habits make them fast on every device. A 1x1 convolution is a matrix product. A stride-2 transposed convolution is a
+Two habits make convolutions fast on every device. A 1x1 convolution is a matrix product. A stride-2 transposed convolution is a
 stride-1 convolution followed by depth-to-space, which is the same function without the zeros that a dilated input
 multiplies.
 """
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+_SMALLEST_NORM = 1e-12  # below it a vector has no direction
 
 Padding = int | tuple[int, int] | None
 
@@ -87,3 +90,10 @@ def pixel_shuffle(x: Float[Array, "b h w c"]) -> Float[Array, "b h*2 w*2 c//4"]:
     b, h, w, c = x.shape
     x = x.reshape(b, h, w, c // 4, 2, 2).transpose(0, 1, 4, 2, 5, 3)
     return x.reshape(b, 2 * h, 2 * w, c // 4)
+
+
+def unit(x: ArrayLike) -> jax.Array:
+    """Scales the last axis to length 1; a zero vector stays zero, and its gradient is zero too."""
+    square = jnp.square(x).sum(-1, keepdims=True)
+    known = square > _SMALLEST_NORM**2
+    return jnp.where(known, x / jnp.sqrt(jnp.where(known, square, 1.0)), 0.0)

@@ -33,6 +33,7 @@ class FeatureQuantizer(Protocol):
     @property
     def bits(self) -> int:
         """Bits a feature takes when each index has a fixed length."""
+        return fixed_bits(self.table_sizes)
 
     def indices(self, features: ArrayLike) -> np.ndarray:
         """The indices int32 [b, n] of features [b, w]."""
@@ -147,7 +148,7 @@ def _lloyd(points: np.ndarray, codebook: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class ProductQuantizer:
+class ProductQuantizer(FeatureQuantizer):
     """Product quantisation (Jégou, Douze and Schmid, TPAMI 2011): n sub-vectors, each with a codebook of its own.
 
     Attributes:
@@ -193,11 +194,6 @@ class ProductQuantizer:
         """The alphabet of each of the n indices."""
         return (self.codebooks.shape[1],) * self.codebooks.shape[0]
 
-    @property
-    def bits(self) -> int:
-        """Bits a feature takes at fixed length."""
-        return fixed_bits(self.table_sizes)
-
     def indices(self, features: ArrayLike) -> np.ndarray:
         """The nearest codeword of each sub-vector: int32 [b, n] of features [b, w].
 
@@ -224,7 +220,7 @@ class ProductQuantizer:
 
 
 @dataclass(frozen=True, eq=False)
-class RotatedProductQuantizer:
+class RotatedProductQuantizer(FeatureQuantizer):
     """Optimised product quantisation (Ge, He, Ke and Sun, CVPR 2013), the non-parametric solution.
 
     Attributes:
@@ -284,7 +280,7 @@ class RotatedProductQuantizer:
 
 
 @dataclass(frozen=True, eq=False)
-class ScalarQuantizer:
+class ScalarQuantizer(FeatureQuantizer):
     """Learned scalar quantisation: each dimension goes to the nearest of a few levels (papers/1, footnote 1).
 
     Attributes:
@@ -334,11 +330,6 @@ class ScalarQuantizer:
     def table_sizes(self) -> tuple[int, ...]:
         """The alphabet of each of the w indices."""
         return (self.levels.shape[1],) * self.width
-
-    @property
-    def bits(self) -> int:
-        """Bits a feature takes at fixed length."""
-        return fixed_bits(self.table_sizes)
 
     def indices(self, features: ArrayLike) -> np.ndarray:
         """The nearest level of each dimension, int32 [b, w].

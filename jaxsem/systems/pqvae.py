@@ -24,9 +24,9 @@ import jax.numpy as jnp
 from jaxsem import quantize
 from jaxsem.errors import InputError
 from jaxsem.nn.conv import kernel_init
+from jaxsem.nn.ops import unit
 
 GRID = 5  # rows and columns of the latent
-_SMALLEST_NORM = 1e-12  # below it a vector has no direction
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,6 @@ def bits_per_image(config: PqvaeConfig) -> float:
 def bits_per_dimension(config: PqvaeConfig) -> float:
     """Bits before entropy coding for each number of the feature, the paper's bpd (0.52 for 16 x 4)."""
     return bits_per_image(config) / config.width
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """Scales the last axis to length 1; a zero vector stays zero, and its gradient is zero too."""
-    square = jnp.square(x).sum(-1, keepdims=True)
-    known = square > _SMALLEST_NORM**2
-    return jnp.where(known, x * jax.lax.rsqrt(jnp.where(known, square, 1.0)), 0.0)
 
 
 class ResidualStack(nn.Module):
