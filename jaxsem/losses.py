@@ -30,3 +30,25 @@ def rate_distortion(
     metrics = {"bpp": bpp.mean(), "bpp_z": outputs["bits_z"].mean() / pixels, "mse": mse.mean()}
     metrics["psnr"] = 10 * jnp.log10(255.0**2 / metrics["mse"])
     return (bpp + weight * mse).mean(), metrics
+
+
+def contrastive(image: jax.Array, text: jax.Array, scale: jax.Array, names: jax.Array) -> jax.Array:
+    """The symmetric contrastive loss of CLIP, where texts that are equal are right for each other's images.
+
+    Args:
+      image: Unit features [b, width].
+      text: Unit features [b, width] of the images' texts.
+      scale: Factor of the similarities, a scalar.
+      names: Integers [b], equal for equal texts.
+
+    Returns:
+      The mean over both directions and the batch of the cross-entropy to an even share for every right partner.
+
+    Source: Radford et al., Learning Transferable Visual Models From Natural Language Supervision (2021); several right partners as
+    in Yang et al., Unified Contrastive Learning in Image-Text-Label Space (CVPR 2022), equation 3.
+    """
+    logits = scale * image @ text.T
+    right = (names[:, None] == names).astype(logits.dtype)
+    right /= right.sum(axis=1, keepdims=True)  # symmetric before, and b of both directions agree after
+    losses = [-(right * jax.nn.log_softmax(side, axis=1)).sum(axis=1).mean() for side in (logits, logits.T)]
+    return (losses[0] + losses[1]) / 2

@@ -32,7 +32,7 @@ from jaxtyping import Array, Float, Int
 from jaxsem.backbones.clip_config import ClipConfig, TextConfig, VisionConfig
 from jaxsem.errors import InputError
 from jaxsem.nn.ops import unit
-from jaxsem.nn.transformer import Block, LayerNorm, scan_layers
+from jaxsem.nn.transformer import Block, LayerNorm, gelu, scan_layers
 
 __all__ = [
     "Clip",
@@ -110,7 +110,9 @@ class VisionTower(Tower):
         """Declares the parameters, with the standard deviations of OpenAI's code where it sets them."""
         c = self.config
         std = c.width**-0.5
-        self.patch_kernel = self._param("patch_kernel", (3 * c.patch**2) ** -0.5, c.patch, c.patch, 3, c.width)
+        channels, side = (3, *c.stem)[-1], c.patch >> len(c.stem)
+        self.stem = [self._stem(width) for width in c.stem]
+        self.patch_kernel = self._param("patch_kernel", (channels * side**2) ** -0.5, side, side, channels, c.width)
         self.class_embedding = self._param("class_embedding", std, c.width)
         self.positions = self._param("positions", std, c.tokens, c.width)
         self.pre_norm, self.post_norm = self._norm(), self._norm()
@@ -131,12 +133,20 @@ class VisionTower(Tower):
                 f"this CLIP takes normalised images of shape [batch, {height}, {width}, 3], floats, not {images.dtype} of shape "
                 f"{list(images.shape)}: see clip_inputs.preprocess, and resize_clip for another size"
             )
-        (rows, columns), p = c.grid, c.patch
+        x = images
+        for layer in self.stem:
+            x = gelu(layer(x))
+        (rows, columns), p, channels = c.grid, len(self.patch_kernel), x.shape[-1]
         # A convolution whose steps are as long as its kernel is one matrix product over patches.
-        patches = images.reshape(-1, rows, p, columns, p, 3).swapaxes(2, 3).reshape(-1, rows * columns, p * p * 3)
+        patches = (
+            x.reshape(-1, rows, p, columns, p, channels).swapaxes(2, 3).reshape(-1, rows * columns, p * p * channels)
+        )
         x = patches.astype(self.dtype) @ self.patch_kernel.reshape(-1, c.width).astype(self.dtype)
         first = jnp.broadcast_to(self.class_embedding.astype(self.dtype), (len(x), 1, c.width))
         return self.pre_norm(jnp.concatenate([first, x], axis=1) + self.positions.astype(self.dtype))
+
+    def _stem(self, channels: int) -> nn.Conv:
+        return nn.Conv(channels, (3, 3), 2, ((1, 1), (1, 1)), dtype=self.dtype, param_dtype=self.param_dtype)
 
     def pool(self, tokens: Float[Array, "b n width"]) -> Float[Array, "b width"]:
         """The class token of the last layer's tokens, normalised."""

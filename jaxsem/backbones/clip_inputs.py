@@ -43,7 +43,7 @@ def preprocess(images: Iterable[Any], size: int = 224) -> Float[np.ndarray, "b s
     Raises:
       InputError: No image, or something that is none.
     """
-    crops = [_crop(pixels_from(image), size) for image in images]
+    crops = [square_crop(pixels_from(image), size) for image in images]
     if not crops:
         raise InputError("there is no image to preprocess: give at least one")
     return normalize(np.stack(crops).astype(np.float32) * np.float32(1 / 255))
@@ -54,7 +54,8 @@ def normalize(images: Any) -> Any:
     return (images - MEAN) / STD
 
 
-def _crop(pixels: np.ndarray, size: int) -> np.ndarray:
+def square_crop(pixels: np.ndarray, size: int, resample: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
+    """The centre square of an image, uint8 [h, w] or [h, w, 3], with the shorter side resized to `size`."""
     height, width = pixels.shape[:2]
     short = min(height, width)
     # The longer side is cut, not rounded, as transformers and torchvision do.
@@ -64,8 +65,8 @@ def _crop(pixels: np.ndarray, size: int) -> np.ndarray:
     if max(new_height, new_width) > _WIDEST * size:
         rows, columns = height / new_height, width / new_width
         box = (left * columns, top * rows, (left + size) * columns, (top + size) * rows)
-        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
-    resized = np.asarray(image.resize((new_width, new_height), Image.Resampling.BICUBIC))
+        return np.asarray(image.resize((size, size), resample, box=box))
+    resized = np.asarray(image.resize((new_width, new_height), resample))
     return resized[top : top + size, left : left + size]
 
 

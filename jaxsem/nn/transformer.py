@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsem.errors import InputError
-from jaxsem.nn.attention import MultiHeadAttention
+from jaxsem.nn.attention import KVCache, MultiHeadAttention
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -25,7 +25,17 @@ def gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=False)
 
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"gelu": gelu, "quick_gelu": quick_gelu}
+def gelu_new(x: jax.Array) -> jax.Array:
+    """Gives the tanh approximation of x * Phi(x), the GELU that GPT-2 was trained with."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": gelu,
+    "quick_gelu": quick_gelu,
+    "gelu_new": gelu_new,
+    "relu": nn.relu,
+}
 
 
 def check_activation(name: str) -> None:
@@ -35,7 +45,7 @@ def check_activation(name: str) -> None:
       InputError: It is not.
     """
     if name not in ACTIVATIONS:
-        raise InputError(f"there is no activation {name!r}; there are {', '.join(sorted(ACTIVATIONS))}")
+        raise InputError(f"there is no activation {name!r}; there are {', '.join(ACTIVATIONS)}")
 
 
 class LayerNorm(nn.LayerNorm):
@@ -94,6 +104,7 @@ class Block(nn.Module):
       depth: Layers of the stack that the block belongs to; matters for the initialisation only.
       dtype: Of the computation.
       param_dtype: Of the parameters.
+      qkv_bias: Whether queries, keys and values have biases.
     """
 
     heads: int
@@ -104,17 +115,29 @@ class Block(nn.Module):
     depth: int = 1
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    qkv_bias: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Maps [b, n, width] to the same shape; for `mask` see `MultiHeadAttention`."""
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        cache: KVCache | None = None,
+        layer: jax.Array | int | None = None,
+    ) -> Any:
+        """Maps [b, n, width] to the same shape; for the other arguments and what a cache adds see `MultiHeadAttention`."""
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         std = (2 * self.depth * x.shape[-1]) ** -0.5
         x = x.astype(self.dtype)
         y = LayerNorm(self.epsilon, name="norm1", **types)(x)
-        x = x + MultiHeadAttention(self.heads, self.causal, std, name="attention", **types)(y, mask)
+        attention = MultiHeadAttention(self.heads, self.causal, std, qkv_bias=self.qkv_bias, name="attention", **types)
+        y = attention(y, mask, cache, layer)
+        if cache is not None:
+            y, cache = y
+        x = x + y
         y = LayerNorm(self.epsilon, name="norm2", **types)(x)
-        return x + Mlp(self.hidden, self.activation, std, name="mlp", **types)(y)
+        x = x + Mlp(self.hidden, self.activation, std, name="mlp", **types)(y)
+        return x if cache is None else (x, cache)
 
 
 def scan_layers(
@@ -165,3 +188,33 @@ def scan_layers(
             run, "params", trans_in_fn=lambda tree: jax.tree.map(lambda p: p[span.start : span.stop], tree)
         )
     return run(block, x, *args)
+
+
+def extend_layers(block: nn.Module, x: jax.Array, cache: KVCache, *args: Any, layers: int) -> tuple[jax.Array, KVCache]:
+    """Runs a stack of equal blocks on tokens that follow those of a cache; the parameters are those of `scan_layers`.
+
+    Args:
+      block: Any module that maps (x, *args, cache=..., layer=...) to x of the same shape and type, and the cache with the
+        layer's keys and values written.
+      x: [b, n, width].
+      cache: With slots admitted for these tokens (`KVCache.admit`).
+      *args: Given to every layer, the same.
+      layers: Layers of the stack.
+
+    Returns:
+      What the last layer gives, and the cache.
+    """
+
+    def step(block: nn.Module, carry: tuple, layer: jax.Array, *args: Any) -> tuple[tuple, None]:
+        x, cache = carry
+        return block(x, *args, cache=cache, layer=layer), None
+
+    run = nn.scan(
+        step,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, *(nn.broadcast for _ in args)),
+        length=layers,
+    )
+    # The cache is carried, not scanned over: scanning would write a second one.
+    return run(block, (x, cache), jnp.arange(layers), *args)[0]

@@ -33,6 +33,7 @@ from jaxsem.training.state import TrainState, create_state, merge_params, place
 from jaxsem.training.step import LossFn, compile_step
 
 EvalFn = Callable[[Any], dict[str, float]]
+RenewFn = Callable[[Any, Any, jax.Array], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,7 @@ class LoopConfig:
         keep: How many checkpoints to keep.
         ema_decay: Decay of the moving average of the parameters, or None for no average.
         best_metric: The evaluation metric whose lowest value chooses `best.safetensors`.
+        renew_every: Interval of calls of `renew_fn`, where there is one.
         quiet: Whether to print nothing.
     """
 
@@ -57,6 +59,7 @@ class LoopConfig:
     keep: int = 3
     ema_decay: float | None = None
     best_metric: str = "loss"
+    renew_every: int = 100
     quiet: bool = False
 
     def __post_init__(self) -> None:
@@ -65,7 +68,7 @@ class LoopConfig:
         Raises:
             InputError: Names the field and its value.
         """
-        for field in ("steps", "log_every", "eval_every", "checkpoint_every", "keep"):
+        for field in ("steps", "log_every", "eval_every", "checkpoint_every", "keep", "renew_every"):
             if getattr(self, field) < 1:
                 raise InputError(f"{field}={getattr(self, field)} must be at least 1")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
@@ -81,6 +84,7 @@ def train(
     workdir: str | Path,
     *,
     eval_fn: EvalFn | None = None,
+    renew_fn: RenewFn | None = None,
     mesh: Mesh | None = None,
     rules: Rules = (),
     frozen: Any = None,
@@ -101,6 +105,9 @@ def train(
         loop: How long, and how often to do what.
         workdir: The folder of the run (see the module's docstring).
         eval_fn: eval_fn(params) -> metrics as floats, called with the moving average where there is one.
+        renew_fn: renew_fn(params, batch, rng) -> params, pure: what gradients cannot do, such as moving dead codewords; called
+            with the trainable parameters after every `loop.renew_every` steps. The optimiser's state and the moving average
+            stay as they are.
         mesh: A mesh of `make_mesh`, or None for one device.
         rules: Partition rules for the parameters.
         frozen: Parameters that are not trained; loss_fn and eval_fn see them merged with the others. What `place` has
@@ -130,16 +137,18 @@ def train(
         )
         sharding = None if mesh is None else batch_sharding(mesh)
         with DevicePrefetch(batches, sharding) as feed, _StopSignal() as stop:
-            return _loop(step, state, feed, run, stop)
+            return _loop(step, renew_fn and jax.jit(renew_fn), state, feed, run, stop)
 
 
-def _loop(step, state: TrainState, feed: DevicePrefetch, run: "_Run", stop: "_StopSignal") -> TrainState:
+def _loop(step, renew, state: TrainState, feed: DevicePrefetch, run: "_Run", stop: "_StopSignal") -> TrainState:
     loop, position = run.loop, None
     for index in range(run.first_step, loop.steps):
         batch, position = _next(feed, index)
         run.batch_size = jax.tree.leaves(batch)[0].shape[0]
         state, metrics = step(state, batch)
         done = index + 1
+        if renew is not None and done % loop.renew_every == 0:
+            state = state.replace(params=renew(state.params, batch, jax.random.fold_in(state.rng, state.step)))
         run.log.add(done, metrics)
         if index == run.first_step:
             jax.block_until_ready(metrics)  # the first step compiles; the clock starts after it

@@ -192,7 +192,7 @@ def test_sections_given_twice_are_read_as_transformers_reads_them():
         ({"vision_config": {"hidden_size": 770}}, "width of 770 cannot be split into 12"),
         ({"vision_config": {"num_channels": 1}}, "images have 1 channels"),
         ({"vision_config": {"image_size": [224, 160]}}, r"image_size=\[224, 160\]"),
-        ({"text_config": {"hidden_act": "relu"}}, "no activation 'relu'"),
+        ({"text_config": {"hidden_act": "silu"}}, "no activation 'silu'"),
         ({"text_config": {"layer_norm_eps": "0"}}, "layer_norm_eps='0'"),
         ({"text_config": {"eos_token_id": [1, 2]}}, r"eos_token_id is \[1, 2\]"),
     ],

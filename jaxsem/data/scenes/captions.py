@@ -52,15 +52,15 @@ def captions(scene: Scene, view: View | None = None) -> tuple[str, ...]:
     order = sorted(range(len(scene.objects)), key=lambda index: -scene.objects[index].radius)
     largest, names = order[0], [scene.objects[index].name for index in order]
     sized = [f"{scene.objects[index].size} {scene.objects[index].name}" for index in order]
-    background = _article(f"{scene.background.colour} {scene.background.pattern} background")
+    background = article(f"{scene.background.colour} {scene.background.pattern} background")
     everything = f"{_list(sized)} on {background}"
     relations = _relations(view)
     return (
         _open(draws, _list([name for name in names if name == names[0]])),
         _open(draws, _list(names)),
-        _relation(view, relations, draws) or _open(draws, f"{_article(names[0])} {_place(scene, largest)}"),
+        _relation(view, relations, draws) or _open(draws, f"{article(names[0])} {place(scene, largest)}"),
         _open(draws, everything),
-        f"{everything}; {_statement(view, relations, draws) or f'it is {_place(scene, largest)}'}",
+        f"{everything}; {_statement(view, relations, draws) or f'it is {place(scene, largest)}'}",
     )
 
 
@@ -69,13 +69,14 @@ def _open(draws: Draws, text: str) -> str:
     return f"there are {text}" if opening == "there is " and text.startswith("two ") else opening + text
 
 
-def _article(words: str) -> str:
+def article(words: str) -> str:
+    """The words with "a" or "an" before them."""
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
 def _list(names: list[str]) -> str:
     """A listing in words, equal names counted: "two red stars, a blue ring and a green cross"."""
-    parts = [_article(name) if count == 1 else _plural(name) for name, count in Counter(names).items()]
+    parts = [article(name) if count == 1 else _plural(name) for name, count in Counter(names).items()]
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
@@ -85,7 +86,7 @@ def _plural(name: str) -> str:
     return f"two {words} {_PLURALS[shape]}"
 
 
-def _place(scene: Scene, index: int) -> str:
+def place(scene: Scene, index: int) -> str:
     """Which ninth of the picture an object's centre is in."""
     thing, (height, width) = scene.objects[index], scene.extent
     return _PLACES[int(3 * thing.y / height)][int(3 * thing.x / width)]
@@ -105,7 +106,7 @@ def _relation(view: View, relations: dict[str, list[tuple[int, int]]], draws: Dr
         return None
     name = draws.pick(tuple(relations))
     first, second = (view.scene.objects[index].name for index in draws.pick(relations[name]))
-    return f"{_article(first)} {RELATIONS[name]} {f'another {second}' if first == second else _article(second)}"
+    return f"{article(first)} {RELATIONS[name]} {f'another {second}' if first == second else article(second)}"
 
 
 def _statement(view: View, relations: dict[str, list[tuple[int, int]]], draws: Draws) -> str | None:

@@ -1,0 +1,147 @@
+"""Training of PQVAE-shared on features that were extracted once: batches, loss, evaluation, and a codebook that stays alive.
+
+The authors' script fine-tunes weights whose origin it does not tell. From scratch, codewords drawn from U(-1, 1) lie far from a
+latent of unit length and most are never used; so training starts from sub-vectors that the fresh encoder makes, and codewords
+that hardly serve are moved to sub-vectors of the present batch from time to time (`quantize.revive_dead_codes`).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsem import quantize
+from jaxsem.errors import InputError
+from jaxsem.nn.ops import unit
+from jaxsem.systems.features import check_features
+from jaxsem.systems.pqvae import Pqvae, PqvaeConfig, pqvae_loss
+
+_DEAD = 0.02  # of an even share of the uses
+_FIRST = 1024  # features that the first codebook is drawn from
+
+
+class ArrayBatches:
+    """Endless random rows of arrays that lie in memory or in a file; batch i is a function of (seed, i) alone.
+
+    Args:
+      arrays: By name, with one row for each example.
+      batch_size: Rows of a batch, drawn anew each time without repetition within it.
+      seed: Decides which.
+
+    Raises:
+      InputError: Arrays of unequal lengths, or shorter than a batch.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], batch_size: int, seed: int = 0):
+        lengths = {name: len(array) for name, array in arrays.items()}
+        if len(set(lengths.values())) != 1 or min(lengths.values()) < batch_size:
+            raise InputError(f"batches of {batch_size} need arrays of one length of at least that, not {lengths}")
+        self.arrays, self.batch_size, self.seed = dict(arrays), batch_size, seed
+        self._length, self._position = min(lengths.values()), 0
+
+    def __iter__(self) -> "ArrayBatches":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng([self.seed, self._position])
+        rows = np.sort(rng.choice(self._length, self.batch_size, replace=False, shuffle=False))
+        self._position += 1
+        return {name: np.asarray(array[rows]) for name, array in self.arrays.items()}
+
+    def get_state(self) -> dict[str, int]:
+        """The position: how many batches were given."""
+        return {"batches": self._position}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes to a position of `get_state`."""
+        self._position = state["batches"]
+
+
+def first_params(module: Pqvae, features: np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """Fresh parameters whose codewords are sub-vectors that the fresh encoder makes of features [b, width].
+
+    Raises:
+      InputError: Features of another width or not finite, or too few for the codebook.
+    """
+    features = check_features(features[:_FIRST], module.config.width)
+    rng, draw = jax.random.split(jax.random.key(seed))
+    params = jax.jit(module.init)(rng, features)["params"]
+    z = jax.jit(lambda p, x: module.apply({"params": p}, x, method="encode"))(params, features)
+    points = z.reshape(-1, module.config.codeword)
+    if len(points) < module.config.codebook:
+        raise InputError(
+            f"{len(features)} features give {len(points)} sub-vectors, too few for {module.config.codebook} codewords"
+        )
+    picked = jax.random.choice(draw, points, (module.config.codebook,), replace=False)
+    return {**params, "codebook": picked}
+
+
+def training_loss(config: PqvaeConfig, mixing: float = 0.0, dtype: Any = jnp.float32) -> Callable:
+    """The loss for `jaxsem.training`.
+
+    Args:
+      config: Sizes and weights.
+      mixing: Share of features that are replaced by a random mixture with another one of the batch, made unit again; it keeps a
+        few hundred training features from being learned by heart.
+      dtype: Of the convolutions.
+
+    Returns:
+      loss_fn(params, batch, rng) -> (loss, metrics), for batches {"features": [b, width]}; see `pqvae_loss`.
+    """
+    module = Pqvae(config, dtype)
+
+    def loss_fn(params, batch, rng):
+        features = unit(jnp.asarray(batch["features"], jnp.float32))
+        if mixing:
+            which, how, order = jax.random.split(rng, 3)
+            mixed = jax.random.bernoulli(which, mixing, (len(features), 1))
+            share = jnp.where(mixed, jax.random.uniform(how, (len(features), 1)), 0.0)
+            features = unit((1 - share) * features + share * jax.random.permutation(order, features))
+        outputs = module.apply({"params": params}, features)
+        return pqvae_loss(config, features, outputs)
+
+    return loss_fn
+
+
+def revival(config: PqvaeConfig) -> Callable:
+    """The `renew_fn` of `jaxsem.training.train`: moves codewords that a batch hardly uses onto sub-vectors of that batch."""
+    module = Pqvae(config)
+
+    def renew_fn(params, batch, rng):
+        z = module.apply({"params": params}, batch["features"], method="encode")
+        indices, _ = quantize.product_quantise(z, params["codebook"])
+        counts = quantize.codebook_counts(indices, config.codebook)
+        least = _DEAD * indices.size / config.codebook
+        points = z.reshape(-1, config.codeword)
+        return {**params, "codebook": quantize.revive_dead_codes(params["codebook"], counts, points, rng, least)}
+
+    return renew_fn
+
+
+def make_evaluation(config: PqvaeConfig, features: np.ndarray, batch: int = 512) -> Callable:
+    """An evaluation for `jaxsem.training` on features [b, width] that training does not see.
+
+    Returns:
+      eval_fn(params) -> `cosine` (1 - mean similarity), `usage` and `perplexity` of the codebook over all of them.
+    """
+    features = check_features(features, config.width)
+    module = Pqvae(config)
+
+    @jax.jit
+    def measure(params, x):
+        outputs = module.apply({"params": params}, x)
+        return (unit(x) * outputs["x_hat"]).sum(-1), quantize.codebook_counts(outputs["indices"], config.codebook)
+
+    def eval_fn(params):
+        parts = [measure(params, features[i : i + batch]) for i in range(0, len(features), batch)]
+        counts = sum(np.asarray(count, np.int64) for _, count in parts)
+        shares = counts[counts > 0] / counts.sum()
+        return {
+            "cosine": 1 - float(np.concatenate([part for part, _ in parts]).mean()),
+            "usage": float((counts > 0).mean()),
+            "perplexity": float(np.exp(-(shares * np.log(shares)).sum())),
+        }
+
+    return eval_fn
