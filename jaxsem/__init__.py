@@ -24,11 +24,14 @@ if TYPE_CHECKING:
         decompress_items,
     )
     from jaxsem.presets import PRESETS, Preset, freeze, load, save
+    from jaxsem.systems.feature_codec import FeatureCodec
+    from jaxsem.systems.feature_tasks import caption, classify, read_features, refer
 
 __all__ = [
     "PRESETS",
     "Codec",
     "Compressed",
+    "FeatureCodec",
     "FormatError",
     "InputError",
     "JaxsemError",
@@ -37,6 +40,8 @@ __all__ = [
     "WeightsError",
     "__version__",
     "calibrate",
+    "caption",
+    "classify",
     "codecs",
     "compress",
     "compress_items",
@@ -52,17 +57,22 @@ __all__ = [
     "freeze",
     "load",
     "metrics",
+    "read_features",
+    "refer",
     "save",
     "training",
 ]
 
 _MODULES = ("codecs", "container", "data", "entropy", "errors", "metrics", "training")
 _HOMES = {
-    "PRESETS": "presets",
     "Codec": "codec",
     "Compressed": "pipeline",
+    "FeatureCodec": "systems.feature_codec",
+    "PRESETS": "presets",
     "Preset": "presets",
     "calibrate": "calibration",
+    "caption": "systems.feature_tasks",
+    "classify": "systems.feature_tasks",
     "compress": "pipeline",
     "compress_items": "pipeline",
     "compress_stream": "pipeline",
@@ -72,6 +82,8 @@ _HOMES = {
     "evaluate": "evaluation",
     "freeze": "presets",
     "load": "presets",
+    "read_features": "systems.feature_tasks",
+    "refer": "systems.feature_tasks",
     "save": "presets",
 }
 

@@ -75,7 +75,7 @@ def with_grids(codec: Codec, grids: Grids) -> Codec:
     """
     params = jax.device_get(codec.params)
     _check_grids(codec.module, params, grids)
-    digest = identity(asdict(codec.module.config), params, codec.tables, grids)
+    digest = identity(asdict(codec.module.config), params, codec.tables.digest(), grids)
     return replace(codec, exact=jax.device_put(exact_variables(params, grids)), arithmetic="exact", digest=digest)
 
 

@@ -57,7 +57,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"jaxsem {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_demo, _compress, _decompress, _info, _eval, _train, _calibrate, _presets):
+    for add in (
+        _demo,
+        _compress,
+        _decompress,
+        _info,
+        _eval,
+        _train,
+        _calibrate,
+        _features,
+        _classify,
+        _caption,
+        _refer,
+        _presets,
+    ):
         add(commands)
     return parser
 
@@ -99,6 +112,7 @@ def _compress(commands) -> None:
     quality = "0 gives the smallest file; fractions are allowed (default: the middle of the preset's range)"
     add("--quality", metavar="Q", type=float, help=quality)
     _add_arithmetic(parser)
+    _add_clip(parser)
     _add_force(parser)
     _add_quiet(parser)
     add("--json", action="store_true", help="print the results as JSON")
@@ -141,11 +155,17 @@ def _eval(commands) -> None:
     )
     add = parser.add_argument
     add("preset", metavar="PRESET", help="a preset, a folder of weights or a Hugging Face id")
-    add("--data", metavar="SPEC", required=True, help="a folder of photos, or tfds:name/split")
+    add(
+        "--data",
+        metavar="SPEC",
+        required=True,
+        help="a folder, tfds:name/split, scenes:split, or a FILE.npy of `jaxsem features`",
+    )
     add("--weights", metavar="FILE", help="weights for a preset that comes without")
     add("--quality", metavar="Q", type=float, nargs="+", help="qualities to measure (default: all whole ones)")
     add("--limit", metavar="N", type=_positive, help="use the first N images only")
     _add_arithmetic(parser)
+    _add_clip(parser)
     add("--json", metavar="FILE", help="write the record, with rows by image, to FILE; - is standard output")
     _add_force(parser)
     _add_quiet(parser)
@@ -185,6 +205,106 @@ def _calibrate(commands) -> None:
     add("-o", "--output", metavar="OUT", required=True, help="the file, or a folder for model.safetensors")
     _add_force(parser)
     _add_quiet(parser)
+
+
+def _features(commands) -> None:
+    parser = _command(
+        commands,
+        "features",
+        "features",
+        "write the CLIP features of a data set to one array",
+        "FILE.npy gets a unit feature for each image, and FILE.json beside it says what they are: model, file names, labels. All "
+        "devices share each batch. A bad image among many is left out; the exit status is then 1.",
+    )
+    add = parser.add_argument
+    add(
+        "data",
+        metavar="DATA",
+        help="a folder of photos (its sub-folders are classes), tfds:name/split, or scenes:split",
+    )
+    add("-o", "--output", metavar="FILE.npy", required=True, help="the array")
+    clip = parser.add_mutually_exclusive_group()
+    clip.add_argument("--clip", metavar="CLIP", help="a folder of weights, a Hugging Face id, or a file of weights")
+    preset = "the preset whose CLIP to take (default: %(default)s)"
+    clip.add_argument("--preset", metavar="NAME", default="pqvae-mini", help=preset)
+    add("--clip-config", metavar="NAME", help="sizes for a file of weights, such as ViT-L/14@336px")
+    add("--batch", metavar="N", type=_positive, help="images a batch, over all devices (default: by the device)")
+    add("--limit", metavar="N", type=_positive, help="use the first N images only")
+    add("--half", action="store_true", help="store float16 instead of float32")
+    _add_force(parser)
+    _add_quiet(parser)
+
+
+def _classify(commands) -> None:
+    parser = _command(
+        commands,
+        "classify",
+        "classify",
+        "tell which of some classes the features in .jsem files show",
+        "Zero-shot: any labels will do. For files of --preset pqvae-mini or of another codec of features.",
+    )
+    add = parser.add_argument
+    add("files", metavar="FILE", nargs="+", help="a .jsem file or archive, a folder of them, or - for standard input")
+    add("--labels", metavar="A,B,...", help="the classes, separated by commas")
+    add("--labels-file", metavar="FILE", help="the classes, one on each line")
+    add(
+        "--template",
+        metavar="TEXT",
+        action="append",
+        help="a prompt with {} for the class; may be repeated, and is averaged",
+    )
+    add("--top", metavar="N", type=_positive, default=3, help="how many classes to show (default: %(default)s)")
+    _add_feature_codec(parser)
+
+
+def _caption(commands) -> None:
+    parser = _command(
+        commands,
+        "caption",
+        "caption",
+        "write a sentence about what the features in .jsem files show",
+        "For files of --preset pqvae-mini or of another codec of features with a captioner.",
+    )
+    add = parser.add_argument
+    add("files", metavar="FILE", nargs="+", help="a .jsem file or archive, a folder of them, or - for standard input")
+    add("--beams", metavar="N", type=_positive, default=1, help="captions searched in parallel (default: %(default)s)")
+    _add_feature_codec(parser)
+
+
+def _refer(commands) -> None:
+    parser = _command(
+        commands,
+        "refer",
+        "refer",
+        "find what a phrase refers to in a picture, from compressed features of its regions",
+        "Regions are areas of like colour, which serves pictures as plain as our scenes; for photos give --sam, --box or --masks.",
+    )
+    add = parser.add_argument
+    add("image", metavar="IMG", help="a picture")
+    add("phrase", metavar="PHRASE", help="such as 'the small green cross'")
+    add("--sam", metavar="SAM", help="find regions with SAM: a folder of weights, a Hugging Face id or a checkpoint")
+    add("--box", metavar="L,T,R,B", action="append", help="a region, in pixels; may be repeated")
+    add("--masks", metavar="FILE.npy", help="regions: bool [r, height, width], or a label map")
+    add(
+        "--in-place",
+        action="store_true",
+        help="encode regions where they are, not as crops, so that size and place count",
+    )
+    add("--original", action="store_true", help="use features as they are, without compression, to compare")
+    add("--quality", metavar="Q", type=float, help="of the features (default: the lowest)")
+    add("-o", "--output", metavar="OUT", help="write the picture with all but the region darkened")
+    _add_force(parser)
+    _add_feature_codec(parser)
+
+
+def _add_feature_codec(parser: argparse.ArgumentParser) -> None:
+    _add_weights(parser, "the codec, where the file's own is not among the shipped presets")
+    _add_clip(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_clip(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--clip", metavar="CLIP", help="for --preset pqvae: a folder or Hugging Face id of CLIP")
 
 
 def _presets(commands) -> None:

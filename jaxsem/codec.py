@@ -67,6 +67,16 @@ class Codec:
         """Distortion weights of the qualities; empty for a model of one rate."""
         return self.module.config.lambdas
 
+    @property
+    def qualities(self) -> int:
+        """How many whole qualities there are."""
+        return max(len(self.lambdas), 1)
+
+    @property
+    def default_quality(self) -> float:
+        """The middle one, rounded up."""
+        return len(self.lambdas) // 2
+
     def at_quality(self, quality: float) -> "Codec":
         """The same codec at another quality, a real number; rounded to the 1/16 that a packet holds.
 

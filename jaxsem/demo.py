@@ -1,4 +1,4 @@
-"""`jaxsem demo`: compresses the bundled photos, decodes the files again, and writes one page with pictures and a table."""
+"""`jaxsem demo`: compresses photos and scenes, decodes the files again, and writes one page with pictures and a table."""
 
 import html
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxsem import pipeline, presets
+from jaxsem import feature_demo, pipeline, presets
 from jaxsem.codec import Codec
 from jaxsem.container import pack
 from jaxsem.data.images import list_images, read_image, write_image
@@ -14,8 +14,10 @@ from jaxsem.files import check_output, make_folder, write_file
 from jaxsem.metrics import anchors
 from jaxsem.progress import Progress
 from jaxsem.results import Row, hardware, image_row
+from jaxsem.systems.feature_codec import FeatureCodec
 
 PRESET = "elic-mini"
+FEATURES_PRESET = "pqvae-mini"
 _MARK = "<title>jaxsem demo</title>"
 CREDITS = {
     "astronaut": "Eileen Collins, NASA, public domain",
@@ -31,6 +33,7 @@ def run_demo(
     force: bool = False,
     codec: Codec | None = None,
     photos: Mapping[str, np.ndarray] | None = None,
+    features: FeatureCodec | None = None,
 ) -> Path:
     """Runs the demo.
 
@@ -40,6 +43,7 @@ def run_demo(
       force: Whether to replace files that no demo wrote.
       codec: What to show; the shipped preset by default.
       photos: Name and picture of what to compress; the bundled photos by default.
+      features: The codec of features to show on scenes; the shipped preset by default.
 
     Returns:
       The page, `index.html` in the folder.
@@ -61,9 +65,13 @@ def run_demo(
             for quality in qualities:
                 rows += _measure(codec.at_quality(quality), name, photo, page.parent, force)
                 progress.step()
-    write_file(page, _page(codec, photos, rows).encode(), force)
+    features = features or presets.load(FEATURES_PRESET)
+    shown = feature_demo.show_scenes(features, page.parent, force, quiet)
+    scenes = feature_demo.section(features, shown)
+    write_file(page, _page(codec, photos, rows, scenes).encode(), force)
     if not quiet:
         print(_summary(codec, rows))
+        print(feature_demo.summary(shown))
         print(f"The page with the pictures: {page}")
     return page
 
@@ -133,7 +141,7 @@ th { color: var(--soft); font-weight: 500; }
 """
 
 
-def _page(codec: Codec, photos: Mapping[str, np.ndarray], rows: list[Row]) -> str:
+def _page(codec: Codec, photos: Mapping[str, np.ndarray], rows: list[Row], scenes: str) -> str:
     sections = "".join(_section(codec.name, name, photo, rows) for name, photo in photos.items())
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -143,6 +151,7 @@ def _page(codec: Codec, photos: Mapping[str, np.ndarray], rows: list[Row]) -> st
 {max(len(codec.lambdas), 1)} qualities and decoded from it again ({hardware()}). Below each reconstruction stands the best
 JPEG that is no larger: optimised, 4:2:0. Rates count every byte of the file.</p>
 {sections}
+{scenes}
 <h2>All numbers</h2>
 {_table(rows)}
 </html>

@@ -25,11 +25,12 @@ def evaluate(
 ) -> Record:
     """Measures a codec at several qualities.
 
-    Every image becomes the bytes of a `.jsem` file, and the metrics are of what `decompress` makes of these bytes.
+    Every image becomes the bytes of a `.jsem` file, and the metrics are of what `decompress` makes of these bytes. For a codec
+    of features see `jaxsem.feature_evaluation.evaluate_features`, which this calls.
 
     Args:
       codec: The codec; its own quality does not matter.
-      data: A folder or "tfds:name/split" (`jaxsem.data.sources`), or an opened source.
+      data: A folder, "tfds:name/split" or "scenes:split" (`jaxsem.data.sources`), or an opened source.
       qualities: What to measure; all whole qualities by default.
       limit: Use the first so many images only.
       name: What the record calls the data; by default `data` if that is a string.
@@ -46,6 +47,10 @@ def evaluate(
       >>> record = jaxsem.evaluate(jaxsem.load("elic-mini"), "photos")   # doctest: +SKIP
       >>> record["results"][0]["bpp"]                                    # doctest: +SKIP
     """
+    if not isinstance(codec, Codec):
+        from jaxsem.feature_evaluation import evaluate_features
+
+        return evaluate_features(codec, data, qualities, limit, name, on_image)
     codecs = at_qualities(codec, qualities)
     source = open_source(data) if isinstance(data, str) else data
     count = image_count(source, limit)
@@ -64,7 +69,7 @@ def at_qualities(codec: Codec, qualities: Sequence[float] | None) -> list[Codec]
     Raises:
       InputError: As from `Codec.at_quality`, or no quality is given.
     """
-    wanted = range(max(len(codec.lambdas), 1)) if qualities is None else sorted(set(qualities))
+    wanted = range(codec.qualities) if qualities is None else sorted(set(qualities))
     if not wanted:
         raise InputError("there is no quality to measure: give at least one, or None for all")
     return list({at.quality: at for at in map(codec.at_quality, wanted)}.values())

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +35,14 @@ class Compressed:
     Attributes:
       item: What the container holds.
       estimated_bits: The model's own estimate of the packet's size.
+      height: Rows of the image.
+      width: Its columns.
     """
 
     item: Item
     estimated_bits: float
+    height: int
+    width: int
 
 
 def default_batch() -> int:
@@ -61,6 +66,9 @@ def compress_stream(
     Raises:
       InputError: An array is no uint8 image.
     """
+    if not isinstance(codec, Codec):
+        yield from _compress_features(codec, images, batch)
+        return
     size = batch or default_batch()
     running: deque[Future] = deque()
     with ThreadPoolExecutor(_WORKERS) as pool:
@@ -147,8 +155,13 @@ def decompress_items(codec: Codec, items: Sequence[Item], batch: int | None = No
     """Decodes container items to images; host threads decode while the device synthesises.
 
     Raises:
-      FormatError: A packet is damaged or missing.
+      FormatError: A packet is damaged or missing, or the codec is one of features.
     """
+    if not isinstance(codec, Codec):
+        raise FormatError(
+            f"the file of {codec.name} holds a CLIP feature, no image: use it with jaxsem classify or jaxsem caption, or "
+            "with jaxsem.read_features"
+        )
     size = batch or default_batch()
     images: list[Image | None] = [None] * len(items)
 
@@ -165,6 +178,20 @@ def decompress_items(codec: Codec, items: Sequence[Item], batch: int | None = No
 
 
 # -- pieces ---------------------------------------------------------------------------------------------------------------
+
+
+def _compress_features(codec: Any, images: Iterable[Image], batch: int | None) -> Iterator[tuple[int, Compressed]]:
+    from jaxsem.systems.feature_codec import compress_features
+
+    sizes: deque[tuple[int, int]] = deque()
+
+    def noted() -> Iterator[Image]:
+        for image in images:
+            sizes.append(check_image(image).shape[:2])
+            yield image
+
+    for position, (item, estimate) in enumerate(compress_features(codec, noted(), batch)):
+        yield position, Compressed(item, estimate, *sizes.popleft())
 
 
 def _batches(images: Iterable[Image], size: int) -> Iterator[list[tuple[int, Image]]]:
@@ -256,7 +283,7 @@ def _analyse_tiles(codec: Codec, pixels: np.ndarray) -> dict[str, jax.Array]:
 def _finish(codec: Codec, part: list, coded: driver.Coded) -> list[tuple[int, Compressed]]:
     packets, bits = driver.encode(codec, coded, len(part)), np.asarray(coded.bits)
     return [
-        (position, Compressed(Item(*image.shape[:2], {PACKET: packet}), float(estimate)))
+        (position, Compressed(Item(*image.shape[:2], {PACKET: packet}), float(estimate), *image.shape[:2]))
         for (position, image), packet, estimate in zip(part, packets, bits, strict=False)
     ]
 

@@ -1,28 +1,39 @@
 """The presets: one frozen record each, and `load`, which turns a preset, a folder or a Hugging Face id into a codec."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxsem.backbones.clip_config import VIT_L14_336, ClipConfig, TextConfig, VisionConfig
+from jaxsem.backbones.gpt2 import Gpt2Config
 from jaxsem.calibration import calibrate, with_grids
 from jaxsem.codec import Codec
 from jaxsem.codecs import ElicConfig, HyperpriorConfig, build_module, param_shapes
 from jaxsem.data.images import list_images, read_image
+from jaxsem.data.words import WordTokenizer
 from jaxsem.entropy.factorised import factorised_tables, quantiles_by_bisection
 from jaxsem.entropy.tables import Tables, gaussian_tables, quantise_counts
 from jaxsem.errors import InputError, WeightsError
 from jaxsem.nn.exact import COLLECTION
-from jaxsem.weights.native import half_kernels, identity, read_weights, write_weights
+from jaxsem.systems.clipcap import ClipCapConfig
+from jaxsem.systems.feature_config import FeatureConfig
+from jaxsem.systems.pqvae import RELEASED, PqvaeConfig
+from jaxsem.weights.native import check_shapes, half_kernels, identity, read_weights, write_weights
+
+if TYPE_CHECKING:
+    from jaxsem.systems.feature_codec import FeatureCodec
 
 ASSETS = Path(__file__).parent / "assets"
 BUNDLED_PHOTOS = ASSETS / "photos"
 WEIGHTS_NAME = "model.safetensors"
+FEATURES = "pqvae"  # the system of codecs of CLIP features; all others are codecs of images
+_IMAGE_COLUMNS = ("quality", "bpp", "psnr", "ms_ssim")
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,8 @@ class Preset:
       licence: Of the weights.
       trained_on: Data and date.
       recipe: The file in `experiments/` that trains it.
-      results: Measured rate-distortion: (quality, bpp, PSNR in dB, MS-SSIM) rows, written by `jaxsem eval`.
+      results: Measured rows, written by `jaxsem eval`.
+      columns: What the numbers of a row are.
       results_on: The data, hardware and date of `results`.
     """
 
@@ -52,9 +64,30 @@ class Preset:
     licence: str = "-"
     trained_on: str = "-"
     recipe: str | None = None
-    results: tuple[tuple[float, float, float, float], ...] = field(default=())
+    results: tuple[tuple[float, ...], ...] = field(default=())
     results_on: str = "-"
+    columns: tuple[str, ...] = _IMAGE_COLUMNS
 
+
+_MINI_RATE = PqvaeConfig(width=192, channels=32, hidden=(96, 48), residual=32, residual_layers=2)
+PQVAE_MINI = FeatureConfig(
+    ClipConfig(
+        VisionConfig(
+            width=128, layers=4, heads=4, hidden=512, patch=16, image_size=128, activation="gelu", stem=(24, 48, 64)
+        ),
+        TextConfig(
+            width=128, layers=2, heads=4, hidden=512, vocabulary=len(WordTokenizer()), context=40, activation="gelu"
+        ),
+        projection=192,
+    ),
+    tuple(replace(_MINI_RATE, codeword=width, codebook=size) for width, size in ((16, 4), (16, 16), (8, 32))),
+    ClipCapConfig(
+        feature_width=192,
+        prefix=4,
+        gpt2=Gpt2Config(width=128, layers=3, heads=4, hidden=512, vocabulary=len(WordTokenizer()), context=48),
+        normalise=True,
+    ),
+)
 
 _PRESETS = (
     Preset(
@@ -82,6 +115,19 @@ _PRESETS = (
         ),
         results_on="50 photos of COCO train2017, 2-core x86, 2026-11-20",
     ),
+    Preset(
+        name="pqvae-mini",
+        system=FEATURES,
+        config=PQVAE_MINI,
+        summary="PQVAE-shared with a small CLIP and captioner for scenes: classify, caption, refer",
+        recipe="experiments/pqvae_mini.py",
+    ),
+    Preset(
+        "pqvae",
+        FEATURES,
+        FeatureConfig(VIT_L14_336, (RELEASED,)),
+        "PQVAE-shared as released (400 bits); your `dim_16 size_4.pt` and CLIP ViT-L/14@336",
+    ),
     Preset("elic", "elic", ElicConfig(), "ELIC at its published size; weights from a file of yours"),
     Preset("elic-official", "elic", ElicConfig(variant="official"), "ELIC as CompressAI's Elic2022Official"),
     Preset("hyperprior", "hyperprior", HyperpriorConfig(), "Mean-scale hyperprior (mbt2018-mean), N=128, M=192"),
@@ -94,17 +140,19 @@ def load(
     quality: float | None = None,
     weights: str | Path | None = None,
     arithmetic: str | None = None,
-) -> Codec:
-    """Loads a codec.
+    clip: str | Path | None = None,
+) -> "Codec | FeatureCodec":
+    """Loads a codec, of images or of CLIP features.
 
     Args:
       name: A preset (see `jaxsem presets`), a folder or file of weights written by `jaxsem train`, or the Hugging Face id of
         such a folder.
-      quality: What `compress` uses, in [0, qualities - 1]; the middle one, rounded up, by default.
+      quality: What `compress` uses, in [0, qualities - 1]; by default the middle one, rounded up, and for features the lowest.
       weights: For a preset whose weights are not shipped: a file or folder of ours, or a CompressAI state dict, which is
         calibrated for exact arithmetic on the bundled photos unless "float" is asked for.
       arithmetic: What `compress` decides tables in: "exact", whose files decode on every device, or "float". By default
         exact where the weights file was calibrated for it.
+      clip: For a codec of features whose CLIP is not shipped: a folder or Hugging Face id of CLIP.
 
     Returns:
       The codec, with its parameters on the default device.
@@ -117,14 +165,14 @@ def load(
     if preset is None:
         codec = _from_file(Path(name).name, _find(name))
     elif weights is not None:
-        codec = _from_any(preset, Path(weights), arithmetic)
+        codec = _from_any(preset, Path(weights), arithmetic, clip)
     elif preset.weights is None:
         raise WeightsError(
             f"the preset {name} comes without weights: name a file, as in load({name!r}, weights='elic.pth.tar')"
         )
     else:
         codec = _from_file(name, ASSETS / preset.weights, preset.sha256)
-    codec = codec.at_quality(len(codec.lambdas) // 2 if quality is None else quality)
+    codec = codec.at_quality(codec.default_quality if quality is None else quality)
     return codec if arithmetic is None else codec.in_arithmetic(arithmetic)
 
 
@@ -154,7 +202,7 @@ def freeze(name: str, module: Any, params: Any, half: bool = True) -> Codec:
     tables = Tables.concat(
         gaussian_tables(quantise=quantise_counts), factorised_tables(*parts, quantiles, quantise=quantise_counts)
     )
-    return Codec(name, module, jax.device_put(params), tables, identity(asdict(module.config), params, tables))
+    return Codec(name, module, jax.device_put(params), tables, identity(asdict(module.config), params, tables.digest()))
 
 
 def save(codec: Codec, path: str | Path, system: str, card: Mapping[str, Any], force: bool = False) -> str:
@@ -173,7 +221,7 @@ def save(codec: Codec, path: str | Path, system: str, card: Mapping[str, Any], f
     params = jax.device_get(codec.params)
     grids = None if codec.exact is None else jax.device_get(codec.exact[COLLECTION])
     return write_weights(
-        weights_path(path), system, asdict(codec.module.config), card, params, codec.tables, grids, force
+        weights_path(path), system, asdict(codec.module.config), card, params, codec.tables, grids, force=force
     )
 
 
@@ -225,21 +273,36 @@ def _from_hub(repository: str) -> Path:
         ) from error
 
 
-def _from_file(name: str, path: Path, sha256: str | None = None) -> Codec:
+def _from_file(name: str, path: Path, sha256: str | None = None) -> "Codec | FeatureCodec":
     file = read_weights(path)
     if sha256 is not None and file.sha256 != sha256:
         raise WeightsError(f"{path.name} has the SHA-256 {file.sha256[:12]}..., not {sha256[:12]}...: reinstall jaxsem")
+    if file.system == FEATURES:
+        from jaxsem.systems import feature_files
+
+        return feature_files.from_file(name, file)
+    if file.tables is None:
+        raise WeightsError(f"{path} has no integer tables, which a codec of images needs")
     module = build_module(file.system, file.config)
-    check_params(module, file.params, str(path))
-    digest = identity(asdict(module.config), file.params, file.tables)
+    check_shapes(param_shapes(module), file.params, str(path))
+    digest = identity(asdict(module.config), file.params, file.tables.digest())
     codec = Codec(name, module, jax.device_put(file.params), file.tables, digest)
     return codec if file.grids is None else with_grids(codec, file.grids)
 
 
-def _from_any(preset: Preset, path: Path, arithmetic: str | None) -> Codec:
+def _from_any(preset: Preset, path: Path, arithmetic: str | None, clip: str | Path | None) -> "Codec | FeatureCodec":
     path = weights_path(path)
     if path.suffix == ".safetensors":
         return _from_file(preset.name, path)
+    if preset.system == FEATURES:
+        from jaxsem.systems import feature_files
+
+        if clip is None:
+            raise InputError(
+                f"{preset.name} compresses features of a CLIP that is not shipped: name it, as in "
+                f"load({preset.name!r}, weights='dim_16 size_4.pt', clip='openai/clip-vit-large-patch14-336')"
+            )
+        return feature_files.load_published(clip, path, preset.config.rates[0])
     from jaxsem.weights.compressai import load_compressai
 
     module, params = load_compressai(path, preset.system, preset.config)
@@ -251,19 +314,3 @@ def _from_any(preset: Preset, path: Path, arithmetic: str | None) -> Codec:
 def bundled_photos() -> list[np.ndarray]:
     """The photos that come with jaxsem, uint8 [h, w, 3]."""
     return [read_image(path) for path in list_images(BUNDLED_PHOTOS)]
-
-
-def check_params(module: Any, params: Mapping[str, Any], where: str) -> None:
-    """Refuses parameters that are not exactly those of the module.
-
-    Raises:
-      WeightsError: Lists every missing, surplus and misshapen one.
-    """
-    wanted = {k: v.shape for k, v in flatten_dict(param_shapes(module), sep="/").items()}
-    seen = {k: np.shape(v) for k, v in flatten_dict(dict(params), sep="/").items()}
-    complaints = [f"missing {k} {wanted[k]}" for k in sorted(wanted.keys() - seen.keys())]
-    complaints += [f"surplus {k} {seen[k]}" for k in sorted(seen.keys() - wanted.keys())]
-    both = sorted(wanted.keys() & seen.keys())
-    complaints += [f"{k} is {seen[k]}, not {wanted[k]}" for k in both if wanted[k] != seen[k]]
-    if complaints:
-        raise WeightsError(f"{where} does not fit the model: " + "; ".join(complaints))

@@ -1,6 +1,7 @@
 """Recipes: a Python file in `experiments/` names what to train, on what and how; `run_recipe` does it.
 
-A recipe file defines `RECIPE`, a frozen `Recipe`, and `QUICK`, overrides that make it a test of a few steps on the bundled photos.
+A recipe file defines `RECIPE`, a frozen dataclass with a `name` and `run(folder, quiet)`, and `QUICK`, overrides that make it a
+test of a few steps. `Recipe` here is that of an image codec; `jaxsem.feature_recipe` has that of a codec of CLIP features.
 """
 
 import ast
@@ -12,7 +13,7 @@ from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -82,9 +83,28 @@ class Recipe:
     eval_every: int = 1000
     seed: int = 0
 
+    def run(self, folder: Path, quiet: bool = False) -> Path:
+        """Trains and writes the weights file, calibrated for exact arithmetic on the first images of `valid`.
+
+        Raises:
+          InputError: No photos, a crop that does not fit, or images that cannot serve as calibration.
+          WeightsError: Exact arithmetic would cost too much rate; the weights are written without it.
+        """
+        return _train_codec(self, folder, quiet)
+
+
+@runtime_checkable
+class Runnable(Protocol):
+    """What a recipe file may define as `RECIPE`."""
+
+    name: str
+
+    def run(self, folder: Path, quiet: bool = False) -> Path:
+        """Trains, going on from what is in the folder, and returns the weights file."""
+
 
 def run_recipe(
-    recipe: str | Path | Recipe,
+    recipe: str | Path | Runnable,
     workdir: str | Path | None = None,
     overrides: Sequence[str] = (),
     quick: bool = False,
@@ -92,10 +112,8 @@ def run_recipe(
 ) -> Path:
     """Trains a recipe, going on from the newest checkpoint in `workdir`, and writes the best parameters as a weights file.
 
-    The weights are calibrated for exact arithmetic on the first images of `valid`.
-
     Args:
-      recipe: A recipe file, or a `Recipe`.
+      recipe: A recipe file, or what it defines as `RECIPE`.
       workdir: Folder of the run; `runs/NAME` by default.
       overrides: `key=value` strings; `optimizer.KEY` and `config.KEY` reach inside.
       quick: Whether to apply the file's `QUICK` overrides first.
@@ -105,21 +123,24 @@ def run_recipe(
       The weights file, which `jaxsem.load` reads.
 
     Raises:
-      InputError: An unreadable recipe, an unknown key, a value of another kind, or images that cannot serve as calibration.
-      WeightsError: Exact arithmetic would cost too much rate; the weights are written without it.
+      InputError: An unreadable recipe, an unknown key, a value of another kind, or what the recipe itself refuses.
+      WeightsError: What the recipe itself refuses.
     """
+    known, shortcuts = read_recipe(recipe) if isinstance(recipe, str | Path) else (recipe, {})
+    settings = override(override(known, shortcuts if quick else {}), parse_overrides(overrides))
+    return settings.run(Path(workdir or f"runs/{settings.name}"), quiet)
+
+
+def _train_codec(settings: Recipe, folder: Path, quiet: bool) -> Path:
     from jaxsem.data.batching import training_batches
     from jaxsem.data.sources import open_source
     from jaxsem.training.loop import LoopConfig, train
     from jaxsem.training.sharding import make_mesh
 
-    known, shortcuts = (recipe, {}) if isinstance(recipe, Recipe) else read_recipe(recipe)
-    settings = override(override(known, shortcuts if quick else {}), parse_overrides(overrides))
     if not settings.data:
         raise InputError(f"the recipe {settings.name} needs photos: name a folder with --set data=FOLDER")
     if settings.crop % 64:
         raise InputError(f"crop={settings.crop} must be a multiple of 64")
-    folder = Path(workdir or f"runs/{settings.name}")
     module = build_module(settings.system, dataclasses.asdict(settings.config), jnp.dtype(settings.dtype))
     source = open_source(settings.data, cache_bytes=1 << 30)
     valid = open_source(settings.valid, cache_bytes=1 << 28) if settings.valid else source
@@ -207,7 +228,7 @@ def make_evaluation(module: Any, source: Any, weight: float, images: int = 12, s
 # -- reading and overriding ----------------------------------------------------------------------------------------------
 
 
-def read_recipe(path: str | Path) -> tuple[Recipe, dict[str, Any]]:
+def read_recipe(path: str | Path) -> tuple[Runnable, dict[str, Any]]:
     """The `RECIPE` and `QUICK` of a recipe file, or of NAME in `experiments/NAME.py`; the file is Python and runs.
 
     Raises:
@@ -229,8 +250,10 @@ def read_recipe(path: str | Path) -> tuple[Recipe, dict[str, Any]]:
     except Exception as error:
         raise InputError(f"the recipe {path} does not run: {type(error).__name__}: {error}") from error
     recipe, quick = getattr(file, "RECIPE", None), getattr(file, "QUICK", None)
-    if not isinstance(recipe, Recipe) or not isinstance(quick, Mapping):
-        raise InputError(f"{path} must define RECIPE, a jaxsem.recipes.Recipe, and QUICK, a dictionary of overrides")
+    if not (dataclasses.is_dataclass(recipe) and isinstance(recipe, Runnable) and isinstance(quick, Mapping)):
+        raise InputError(
+            f"{path} must define RECIPE, such as a jaxsem.recipes.Recipe, and QUICK, a dictionary of overrides"
+        )
     return recipe, dict(quick)
 
 

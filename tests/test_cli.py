@@ -19,7 +19,10 @@ from jaxsem.commands import weights
 from jaxsem.data.images import read_image
 from jaxsem.presets import Preset
 
-COMMANDS = ("demo", "calibrate", "compress", "decompress", "info", "eval", "train", "presets")
+COMMANDS = (
+    *("demo", "calibrate", "compress", "decompress", "info", "eval", "train", "presets"),
+    *("features", "classify", "caption", "refer"),
+)
 
 
 def python(code: str) -> str:

@@ -1,15 +1,22 @@
+import html
 import re
 
 import pytest
+from toy_features import toy_codec
 
-from jaxsem import demo, pipeline
+import jaxsem
+from jaxsem import demo, feature_demo, pipeline
 from jaxsem.errors import OutputError
+
+
+def arguments_for(codec, noise_photo):
+    return {"quiet": True, "codec": codec, "photos": {"noise": noise_photo(64, 100)}, "features": toy_codec()}
 
 
 @pytest.fixture(scope="module")
 def page(tiny_codec, noise_photo, tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    return demo.run_demo(folder / "new", quiet=True, codec=tiny_codec, photos={"noise": noise_photo(64, 100)})
+    return demo.run_demo(folder / "new", **arguments_for(tiny_codec, noise_photo))
 
 
 def test_every_picture_of_the_page_exists(page):
@@ -31,8 +38,19 @@ def test_the_table_counts_every_byte(page):
     assert f"<td>{size:,}</td>" in page.read_text()
 
 
+def test_the_files_of_scenes_hold_what_the_page_says(page):
+    codec = toy_codec()
+    files = sorted(page.parent.glob("scene-*.jsem"))
+    assert len(files) == len(feature_demo.SCENES)
+    features = jaxsem.read_features(codec, [file.read_bytes() for file in files])
+    text = html.unescape(page.read_text())
+    for file, caption in zip(files, jaxsem.caption(codec, features), strict=True):
+        assert f"<b>{file.stat().st_size} bytes</b>" in text
+        assert f"“{caption}”" in text
+
+
 def test_a_second_demo_replaces_the_first_but_no_strange_page(page, tiny_codec, noise_photo):
-    arguments = {"quiet": True, "codec": tiny_codec, "photos": {"noise": noise_photo(64, 100)}}
+    arguments = arguments_for(tiny_codec, noise_photo)
     assert demo.run_demo(page.parent, **arguments) == page
     strange = page.parent / "other"
     strange.mkdir()

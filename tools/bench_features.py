@@ -27,6 +27,7 @@ import _timing
 import numpy as np
 
 from jaxsem.errors import InputError
+from jaxsem.systems.feature_arrays import read_array
 from jaxsem.systems.feature_quantizers import (
     FeatureQuantizer,
     ProductQuantizer,
@@ -34,6 +35,7 @@ from jaxsem.systems.feature_quantizers import (
     ScalarQuantizer,
 )
 from jaxsem.systems.features import check_features
+from jaxsem.systems.zero_shot import accuracy, cosine, neighbour_agreement
 
 NEIGHBOURS = 10
 RATES = (0.25, 0.5, 1.0, 2.0, 3.0)
@@ -101,15 +103,10 @@ def load(path: Path) -> np.ndarray:
     """Unit features float32 [b, w] of a .npy file.
 
     Raises:
-        InputError: No such file, another format, no finite matrix, or a feature of zeros.
+        InputError: No such file, numbers that are not finite, or a feature of zeros.
+        FormatError: Another format, or no matrix of real numbers.
     """
-    try:
-        stored = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} is not a .npy file of features: {error}") from error
-    if not isinstance(stored, np.ndarray):
-        raise InputError(f"{path} holds several arrays: save the features alone with numpy.save")
-    features = check_features(stored)
+    features = check_features(read_array(path))
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     if not lengths.all():
         raise InputError(f"row {int(np.argmin(lengths))} of {path} is all zeros and has no direction: leave it out")
@@ -148,21 +145,16 @@ def measure(name: str, fit: Fit, train: np.ndarray, test: np.ndarray, seed: int)
     quantizer = fitted[0]
     indices = quantizer.indices(test)
     decoded = quantizer.features(indices)
-    # Nothing is nearest to a feature decoded as zeros: its similarities are then 0 rather than NaN.
-    decoded = decoded / np.maximum(np.linalg.norm(decoded, axis=1, keepdims=True), 1e-12)
-    cosines = (decoded * test).sum(axis=1)
-    found = (decoded @ np.concatenate([test, train]).T).argmax(axis=1)
-    near, still = (np.argsort(-(x @ train.T), axis=1, kind="stable")[:, :NEIGHBOURS] for x in (test, decoded))
-    kept = (near[:, :, None] == still[:, None, :]).any(axis=2)
+    cosines = cosine(test, decoded)
     return Row(
         name=name,
         rate=quantizer.bits / test.shape[1],
         bits=quantizer.bits,
         ideal=ideal_bits(quantizer, quantizer.indices(train), indices) / test.shape[1],
-        cosine=float(cosines.mean()),
-        cosine_low=float(np.quantile(cosines, 0.05)),
-        itself=float((found == np.arange(len(test))).mean()),
-        neighbours=float(kept.mean()),
+        cosine=cosines["mean"],
+        cosine_low=cosines["q05"],
+        itself=accuracy(decoded, np.concatenate([test, train]), np.arange(len(test))),
+        neighbours=neighbour_agreement(decoded, test, train, NEIGHBOURS),
         fit_seconds=seconds,
     )
 

@@ -38,7 +38,7 @@ def run(args: Namespace) -> int:
     sources = paths.find_sources(args.photos, list_images)
     sink = _open_sink(args, sources)
     enable_compilation_cache()
-    codec = open_codec(args.preset, args.weights, DEFAULT_PRESET, args.quality, args.arithmetic)
+    codec = open_codec(args.preset, args.weights, DEFAULT_PRESET, args.quality, args.arithmetic, args.clip)
     talks = not (args.quiet or args.json or sink.to_standard_output)
     failures, rows = Failures(), []
     with Progress(len(sources), "photos", args.quiet) as progress:
@@ -191,7 +191,7 @@ def _archive_names(sources: Sequence[Source]) -> dict[Source, str]:
 
 
 def _row(source: Source, target: Path | None, size: int, result: Compressed, quality: float) -> dict:
-    height, width = result.item.height, result.item.width
+    height, width = result.height, result.width
     return {
         "photo": str(source),
         "file": None if target is None else str(target),

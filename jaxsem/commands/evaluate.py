@@ -7,6 +7,7 @@ from jaxsem.commands import console, paths
 from jaxsem.commands.weights import open_codec
 from jaxsem.data.sources import open_source
 from jaxsem.evaluation import at_qualities, evaluate, image_count
+from jaxsem.feature_evaluation import count_features
 from jaxsem.files import check_output
 from jaxsem.progress import Progress
 from jaxsem.results import Record, to_json, write_json
@@ -18,8 +19,14 @@ _HEADS = {
     "estimated_bpp": "estimated bpp",
     "psnr": "PSNR dB",
     "ms_ssim": "MS-SSIM",
+    "bytes": "bytes",
+    "bits": "stream bits",
+    "bpd": "bits/dimension",
+    "cosine": "cosine",
+    "accuracy_before": "accuracy before",
+    "accuracy": "accuracy",
 }
-_FORMS = {"quality": "g", "psnr": ".2f"}
+_FORMS = {"quality": "g", "psnr": ".2f", "bytes": ".1f", "bits": ".1f"}
 
 
 def run(args: Namespace) -> int:
@@ -27,10 +34,11 @@ def run(args: Namespace) -> int:
     streams = args.json == paths.STANDARD
     if args.json is not None and not streams:
         check_output(args.json, args.force)
-    source = open_source(args.data)
-    count = image_count(source, args.limit)
+    extracted = args.data.endswith(".npy")
+    source = args.data if extracted else open_source(args.data)
+    count = count_features(args.data, args.limit) if extracted else image_count(source, args.limit)
     enable_compilation_cache()
-    codec = open_codec(args.preset, args.weights, args.preset, arithmetic=args.arithmetic)
+    codec = open_codec(args.preset, args.weights, args.preset, arithmetic=args.arithmetic, clip=args.clip)
     steps = count * len(at_qualities(codec, args.quality))
     with Progress(steps, "measurements", args.quiet) as progress:
         record = evaluate(codec, source, args.quality, args.limit, args.data, progress.step)
@@ -46,9 +54,10 @@ def run(args: Namespace) -> int:
 
 def as_text(record: Record, count: int) -> str:
     """The means of a record as a table."""
-    rows = [[_cell(name, row.get(name)) for name in _HEADS] for row in record["results"]]
+    heads = {name: head for name, head in _HEADS.items() if any(name in row for row in record["results"])}
+    rows = [[_cell(name, row.get(name)) for name in heads] for row in record["results"]]
     title = f"{record['preset']} on {record['data']}, means over {count} images ({record['hardware']})"
-    return f"{title}\n{console.table([list(_HEADS.values()), *rows], left=0)}"
+    return f"{title}\n{console.table([list(heads.values()), *rows], left=0)}"
 
 
 def _cell(name: str, value: float | None) -> str:

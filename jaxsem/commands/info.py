@@ -39,7 +39,7 @@ def describe_file(name: str, data: bytes) -> dict:
     Returns:
       `file`, `kind`, `version`, `weights` (the stored bytes of the digest, hexadecimal), `preset` (None if it is not
       shipped), `bytes`, `sections` (bytes by part), `pixels`, `bpp` (of the whole file; None without pixels) and
-      `images`: `name`, `width`, `height`, `quality`, `arithmetic`, `bytes` and `bpp` of each one's own sections.
+      `images`: `name`, `width`, `height` (0 for a feature), `quality`, `arithmetic`, `bytes` and `bpp` of each one's own sections.
 
     Raises:
       FormatError: The file is damaged, foreign or from a newer version.
@@ -66,19 +66,19 @@ def as_text(record: dict) -> str:
     images = record["images"]
     lines = [record["file"], f"  preset   {preset} (weights {record['weights']})"]
     if record["kind"] == "single":
-        lines.append(f"  image    {images[0]['width']}x{images[0]['height']}, quality {_number(images[0]['quality'])}")
+        lines.append(f"  holds    {_kind(images[0])}, quality {_number(images[0]['quality'])}")
     else:
-        lines.append(f"  archive  {len(images)} images")
+        lines.append(f"  archive  {len(images)} items")
     rate = f"{_number(record['bpp'], '.4f')} bits per pixel"
     lines.append(f"  size     {record['bytes']:,} bytes, {rate}; format version {record['version']}")
     parts = [(part, f"{size:,}", f"{100 * size / record['bytes']:.1f} %") for part, size in record["sections"].items()]
     lines += _indented(console.table([("section", "bytes", "share"), *parts]))
     if record["kind"] == "archive":
-        head = ("image", "size", "quality", "bytes", "bits per pixel")
+        head = ("item", "holds", "quality", "bytes", "bits per pixel")
         rows = [
             (
-                image["name"] or f"image {place}",
-                f"{image['width']}x{image['height']}",
+                image["name"] or f"item {place}",
+                _kind(image),
                 _number(image["quality"]),
                 f"{image['bytes']:,}",
                 _number(image["bpp"], ".4f"),
@@ -87,6 +87,10 @@ def as_text(record: dict) -> str:
         ]
         lines += ["", *_indented(console.table([head, *rows]))]
     return "\n".join(lines)
+
+
+def _kind(image: dict) -> str:
+    return f"an image of {image['width']}x{image['height']}" if image["height"] else "a feature"
 
 
 def _images(file: File) -> list[dict]:

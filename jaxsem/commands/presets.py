@@ -8,7 +8,21 @@ import jax
 
 from jaxsem.codecs import build_module, param_shapes
 from jaxsem.commands import console
-from jaxsem.presets import ASSETS, PRESETS, Preset
+from jaxsem.presets import ASSETS, FEATURES, PRESETS, Preset
+from jaxsem.systems import feature_config
+
+# What a measured number is called, and its format.
+COLUMNS = {
+    "quality": ("quality", "g"),
+    "bpp": ("bpp", ".3f"),
+    "psnr": ("PSNR dB", ".2f"),
+    "ms_ssim": ("MS-SSIM", ".4f"),
+    "bytes": ("bytes", ".1f"),
+    "bpd": ("bits/dimension", ".3f"),
+    "cosine": ("cosine", ".4f"),
+    "accuracy_before": ("accuracy before", ".3f"),
+    "accuracy": ("accuracy", ".3f"),
+}
 
 
 def run(args: Namespace) -> int:
@@ -24,13 +38,16 @@ def run(args: Namespace) -> int:
 def describe_preset(preset: Preset) -> dict:
     """A preset as plain JSON: with `parameters` counted and `bytes` of the weights (None if not shipped)."""
     config = asdict(preset.config)
-    shapes = param_shapes(build_module(preset.system, config))
+    if preset.system == FEATURES:
+        shapes, qualities = feature_config.param_shapes(preset.config), len(preset.config.rates)
+    else:
+        shapes, qualities = param_shapes(build_module(preset.system, config)), max(len(config["lambdas"]), 1)
     return {
         "name": preset.name,
         "system": preset.system,
         "summary": preset.summary,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
-        "qualities": max(len(config["lambdas"]), 1),
+        "qualities": qualities,
         "weights": preset.weights,
         "bytes": None if preset.weights is None else Path(ASSETS, preset.weights).stat().st_size,
         "sha256": preset.sha256,
@@ -38,7 +55,7 @@ def describe_preset(preset: Preset) -> dict:
         "trained_on": preset.trained_on,
         "recipe": preset.recipe,
         "config": config,
-        "results": [dict(zip(("quality", "bpp", "psnr", "ms_ssim"), row, strict=True)) for row in preset.results],
+        "results": [dict(zip(preset.columns, row, strict=True)) for row in preset.results],
         "results_on": preset.results_on,
     }
 
@@ -54,9 +71,9 @@ def as_text(records: list[dict]) -> str:
     blocks.append("\n".join(_notes(record) for record in records))
     for record in records:
         if record["results"]:
-            forms = {"quality": "g", "bpp": ".3f", "psnr": ".2f", "ms_ssim": ".4f"}
-            lines = [[format(row[name], form) for name, form in forms.items()] for row in record["results"]]
-            measured = console.table([("quality", "bpp", "PSNR dB", "MS-SSIM"), *lines], left=0)
+            columns = list(record["results"][0])
+            lines = [[format(row[name], COLUMNS[name][1]) for name in columns] for row in record["results"]]
+            measured = console.table([[COLUMNS[name][0] for name in columns], *lines], left=0)
             blocks.append(f"{record['name']}, measured on {record['results_on']}\n{measured}")
     return "\n\n".join(blocks)
 

@@ -9,8 +9,10 @@ from jaxsem.codec import Codec
 from jaxsem.codecs import build_module
 from jaxsem.errors import WeightsError
 from jaxsem.pipeline import check_weights
-from jaxsem.presets import ASSETS, PRESETS, load
-from jaxsem.weights.native import identity, read_weights
+from jaxsem.presets import ASSETS, FEATURES, PRESETS, load
+from jaxsem.systems import feature_files
+from jaxsem.systems.feature_codec import FeatureCodec
+from jaxsem.weights.native import WeightsFile, identity, read_weights
 
 
 class HasDigest(Protocol):
@@ -25,11 +27,12 @@ def open_codec(
     default: str,
     quality: float | None = None,
     arithmetic: str | None = None,
-) -> Codec:
-    """The codec that `--preset` and `--weights` name; weights alone are a codec of their own."""
+    clip: str | None = None,
+) -> Codec | FeatureCodec:
+    """The codec that `--preset`, `--weights` and `--clip` name; weights alone are a codec of their own."""
     if preset is None and weights is not None:
-        return load(weights, quality, arithmetic=arithmetic)
-    return load(preset or default, quality, weights, arithmetic)
+        return load(weights, quality, arithmetic=arithmetic, clip=clip)
+    return load(preset or default, quality, weights, arithmetic, clip)
 
 
 @lru_cache(maxsize=1)
@@ -39,9 +42,16 @@ def shipped_digests() -> dict[str, bytes]:
     for preset in PRESETS.values():
         if preset.weights is not None:
             file = read_weights(Path(ASSETS, preset.weights))
-            config = asdict(build_module(file.system, file.config).config)
-            digests[preset.name] = identity(config, file.params, file.tables, file.grids)
+            digests[preset.name] = digest_of(file)
     return digests
+
+
+def digest_of(file: WeightsFile) -> bytes:
+    """The digest of the codec in a weights file; nothing is put on a device for it."""
+    if file.system == FEATURES:
+        return feature_files.digest_of(file)
+    config = asdict(build_module(file.system, file.config).config)
+    return identity(config, file.params, file.tables.digest(), file.grids)
 
 
 def preset_of(digest: bytes) -> str | None:
@@ -55,13 +65,15 @@ class Finder:
     Args:
       preset: Use this one and no other.
       weights: Likewise; see `open_codec`.
+      clip: Likewise.
     """
 
-    def __init__(self, preset: str | None, weights: str | None):
-        self._named = None if preset is None and weights is None else open_codec(preset, weights, "")
-        self._loaded: dict[bytes, Codec] = {}
+    def __init__(self, preset: str | None, weights: str | None, clip: str | None = None):
+        named = preset is not None or weights is not None
+        self._named = open_codec(preset, weights, "", clip=clip) if named else None
+        self._loaded: dict[bytes, Codec | FeatureCodec] = {}
 
-    def codec_for(self, file: HasDigest) -> Codec:
+    def codec_for(self, file: HasDigest) -> Codec | FeatureCodec:
         """The codec that a file or archive was made with.
 
         Raises:

@@ -69,7 +69,10 @@ def first_images(source: Source, count: int) -> list[np.ndarray]:
 
 
 class TfdsSource:
-    """A split of a prepared TFDS data set, each record as `{"image": uint8 [h, w, 3]}`, without TensorFlow.
+    """A split of a prepared TFDS data set, without TensorFlow.
+
+    A record is `{"image": uint8 [h, w, 3]}`, with "label", a whole number, where the data set has one class for each image; their
+    names are `class_names`.
 
     Args:
         name: "name/split" or "name/config/split".
@@ -98,6 +101,8 @@ class TfdsSource:
         features = sorted(builder.info.features)
         if "image" not in features:
             raise InputError(f"the records of {dataset} have no 'image'; they have {', '.join(features)}")
+        label = builder.info.features.get("label")
+        self.class_names = tuple(getattr(label, "names", None) or ())
         try:
             self._records = builder.as_data_source(split)
         except (ValueError, NotImplementedError) as error:
@@ -110,9 +115,11 @@ class TfdsSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        image = np.asarray(self._records[index]["image"])
+        record = self._records[index]
+        image = np.asarray(record["image"])
         # TFDS has decoded it to the channels its feature declares: grey becomes RGB, alpha is dropped.
-        return {"image": np.repeat(image[:, :, :1], 3, axis=2) if image.shape[2] < 3 else image[:, :, :3]}
+        found = {"image": np.repeat(image[:, :, :1], 3, axis=2) if image.shape[2] < 3 else image[:, :, :3]}
+        return {**found, "label": int(record["label"])} if self.class_names else found
 
 
 def _prepared_builder(dataset: str, data_dir: str | Path | None):

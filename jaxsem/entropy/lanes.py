@@ -26,7 +26,7 @@ The seed makes the first steps cheap: a plain coder would start from a state tha
 place within the first symbol's interval. Ranks keep the numbers, hence the bytes, small for likely symbols.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,8 +43,8 @@ class StreamFormat:
 
     Attributes:
         bound_bits: logarithm of the lower bound of the state.
-        seeded: whether the last symbols seed the state (short), or it starts at the bound and is written in full
-            (long).
+        seeded: whether the state starts at 0, seeded by the last symbols, and is written in as few bytes as hold it
+            (short), or it starts at the bound and is written in full (long).
     """
 
     bound_bits: int
@@ -86,9 +86,9 @@ def encode_lanes(symbols: np.ndarray, indices: np.ndarray, tables: Tables, strea
             folded = state * tables.sizes[indices[:, i]].astype(np.uint32) + rank[positions[:, i]]
             state = np.where(seeds[:, i], folded, state).astype(np.uint32)
         positions = np.where(seeds, idle, positions)
-    state, moved = _encode_steps(state, np.concatenate([positions.T, digits]), tables, stream.bound_bits)
-    heads = [x.to_bytes(-(-x.bit_length() // 8) if stream.seeded else rans.STATE_BYTES) for x in state.tolist()]
-    return [head + tail for head, tail in zip(heads, moved)]
+    positions = np.concatenate([positions.T, digits])
+    entries = tables.coding.entries
+    return encode_entries(state, len(positions), lambda block: entries.take(positions[block]), tables.precision, stream)
 
 
 def decode_lanes(
@@ -113,7 +113,7 @@ def decode_lanes(
     length = np.shape(indices)[-1] if length is None and np.ndim(indices) else length
     indices = _lane_indices(indices, tables, len(data), length)
     coding = tables.coding
-    reader = _Reader(data, tables, stream)
+    reader = _TableReader(data, tables, stream)
     seeds = _seed_mask(indices, tables) if stream.seeded else np.zeros(indices.shape, bool)
     positions = np.ascontiguousarray(reader.pull(np.where(seeds, coding.idle_table, indices).T).T)
     symbols = coding.values.take(positions)
@@ -136,20 +136,24 @@ def decode_lanes(
     return symbols
 
 
-class _Reader:
-    """States and cursors of all lanes; a cursor moves over the joined bytes of all streams, up to its lane's end."""
+class LaneReader:
+    """States and cursors of all lanes; a cursor moves over the joined bytes of all streams, up to its lane's end.
 
-    def __init__(self, data: Sequence[bytes], tables: Tables, stream: StreamFormat):
+    Attributes:
+        state: int64 [lanes].
+    """
+
+    def __init__(self, data: Sequence[bytes], stream: StreamFormat):
         sizes = np.array([len(lane) for lane in data], np.int64)
         self.bytes = np.frombuffer(b"".join(data) + b"\0", np.uint8)
         self.ends = np.cumsum(sizes)
         self.cursor = self.ends - sizes
-        self.tables, self.stream = tables, stream
+        self.stream = stream
         self.state = np.zeros(len(data), np.int64)
         if stream.seeded:
             wrong = (sizes > 0) & (self.bytes[np.minimum(self.cursor, len(self.bytes) - 1)] == 0)
             self._refuse(wrong, "begins with a zero byte")
-            self._refill(rans.STATE_BYTES - 1)
+            self.refill(-(-stream.bound_bits // 8) + 1)
         else:
             self._refuse(sizes < rans.STATE_BYTES, "is shorter than four bytes")
             for _ in range(rans.STATE_BYTES):
@@ -157,36 +161,8 @@ class _Reader:
                 self.cursor += 1
             self._refuse((self.state < rans.START) | (self.state >= rans.START << 8), "starts with no valid state")
 
-    def pull(self, indices: np.ndarray) -> np.ndarray:
-        """Positions [steps, lanes] of one symbol per lane and step, for table indices [steps, lanes]."""
-        coding, precision = self.tables.coding, self.tables.precision
-        mask, shift = (1 << precision) - 1, precision - coding.lookup_bits
-        starts, frequencies = coding.starts.astype(np.int64), (coding.entries & np.uint32(0xFFFF)).astype(np.int64) + 1
-        positions = np.empty(indices.shape, np.int32)
-        for i in range(len(indices)):
-            slot = self.state & mask
-            cell = indices[i].astype(np.int64)
-            cell <<= coding.lookup_bits
-            cell += slot >> shift if shift else slot
-            position = coding.lookup.take(cell)
-            while shift and (late := starts.take(position + 1) <= slot).any():
-                position += late
-            self.state >>= precision
-            self.state *= frequencies.take(position)
-            slot -= starts.take(position)
-            self.state += slot
-            positions[i] = position
-            self._refill(-(-precision // 8))
-        return positions
-
-    def pull_digits(self, counts: np.ndarray) -> np.ndarray:
-        """`counts[lane]` digits of each lane, lane after lane, as one array."""
-        coding = self.tables.coding
-        wanted = np.arange(counts.max(initial=0))[:, None] < counts
-        found = self.pull(np.where(wanted, coding.digit_table, coding.idle_table))
-        return (found - coding.bases[coding.digit_table]).T[wanted.T]
-
-    def _refill(self, rounds: int) -> None:
+    def refill(self, rounds: int) -> None:
+        """Take up to so many bytes into every state below the bound, as far as its lane has them."""
         bound = 1 << self.stream.bound_bits
         for _ in range(rounds):
             hungry = self.state < bound
@@ -208,20 +184,64 @@ class _Reader:
             raise FormatError(f"The coded stream of lane {np.argmax(wrong)} is damaged: it {what}.")
 
 
-def _encode_steps(
-    state: np.ndarray, positions: np.ndarray, tables: Tables, bound_bits: int
-) -> tuple[np.ndarray, list[bytes]]:
-    """Code positions [steps, lanes] from last to first: the states, and each lane's bytes in reading order."""
-    steps, lanes = positions.shape
-    precision, rounds = tables.precision, -(-tables.precision // 8)
+class _TableReader(LaneReader):
+    """A reader of symbols with static tables."""
+
+    def __init__(self, data: Sequence[bytes], tables: Tables, stream: StreamFormat):
+        super().__init__(data, stream)
+        self.tables = tables
+
+    def pull(self, indices: np.ndarray) -> np.ndarray:
+        """Positions [steps, lanes] of one symbol per lane and step, for table indices [steps, lanes]."""
+        coding, precision = self.tables.coding, self.tables.precision
+        mask, shift = (1 << precision) - 1, precision - coding.lookup_bits
+        starts, frequencies = coding.starts.astype(np.int64), (coding.entries & np.uint32(0xFFFF)).astype(np.int64) + 1
+        positions = np.empty(indices.shape, np.int32)
+        for i in range(len(indices)):
+            slot = self.state & mask
+            cell = indices[i].astype(np.int64)
+            cell <<= coding.lookup_bits
+            cell += slot >> shift if shift else slot
+            position = coding.lookup.take(cell)
+            while shift and (late := starts.take(position + 1) <= slot).any():
+                position += late
+            self.state >>= precision
+            self.state *= frequencies.take(position)
+            slot -= starts.take(position)
+            self.state += slot
+            positions[i] = position
+            self.refill(-(-precision // 8))
+        return positions
+
+    def pull_digits(self, counts: np.ndarray) -> np.ndarray:
+        """`counts[lane]` digits of each lane, lane after lane, as one array."""
+        coding = self.tables.coding
+        wanted = np.arange(counts.max(initial=0))[:, None] < counts
+        found = self.pull(np.where(wanted, coding.digit_table, coding.idle_table))
+        return (found - coding.bases[coding.digit_table]).T[wanted.T]
+
+
+def encode_entries(
+    state: np.ndarray, steps: int, entries: Callable[[slice], np.ndarray], precision: int, stream: StreamFormat
+) -> list[bytes]:
+    """Code entries from last to first into one stream a lane.
+
+    Args:
+        state: uint32 [lanes], where each lane begins.
+        steps: how many entries a lane codes.
+        entries: gives those of a slice of the steps, uint32 [in the slice, lanes], ``start << 16 | frequency - 1``.
+        precision: bits of the frequencies.
+        stream: the format.
+    """
+    lanes, rounds, bound_bits = len(state), -(-precision // 8), stream.bound_bits
     moved, full = np.empty((steps, rounds, lanes), np.uint8), np.empty((steps, rounds, lanes), bool)
     for begin in range((steps - 1) // BLOCK * BLOCK, -1, -BLOCK):
-        entries = tables.coding.entries.take(positions[begin : begin + BLOCK])
-        starts, frequencies = entries >> np.uint32(16), (entries & np.uint32(0xFFFF)) + np.uint32(1)
+        block = entries(slice(begin, begin + BLOCK))
+        starts, frequencies = block >> np.uint32(16), (block & np.uint32(0xFFFF)) + np.uint32(1)
         limits = frequencies << np.uint32(bound_bits - precision + 8)
         # (x div f) 2^p + x mod f + start = x + start + (x div f) (2^p - f)
         gains = np.uint32(1 << precision) - frequencies
-        for i in range(len(entries) - 1, -1, -1):
+        for i in range(len(block) - 1, -1, -1):
             for j in range(rounds - 1, -1, -1):
                 moved[begin + i, j] = state
                 over = np.greater_equal(state, limits[i], out=full[begin + i, j])
@@ -233,7 +253,8 @@ def _encode_steps(
     full = full.reshape(steps * rounds, lanes)
     ends = np.cumsum(full.sum(0)).tolist()
     joined = moved.reshape(steps * rounds, lanes).T[full.T].tobytes()
-    return state, [joined[begin:end] for begin, end in zip([0, *ends], ends)]
+    heads = [x.to_bytes(-(-x.bit_length() // 8) if stream.seeded else rans.STATE_BYTES) for x in state.tolist()]
+    return [head + joined[begin:end] for head, begin, end in zip(heads, [0, *ends], ends)]
 
 
 def _lane_indices(indices: np.ndarray, tables: Tables, lanes: int, length: int | None) -> np.ndarray:

@@ -173,7 +173,7 @@ def invert(table: Table, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
             surplus.append(f"{path} {value.shape}")
             continue
         for i, key in entry.keys_of(path, value.shape):
-            state[key] = np.ascontiguousarray(entry.transform.inverse(value if i is None else value[i]))
+            state[key] = np.asarray(entry.transform.inverse(value if i is None else value[i]), order="C")
     _raise_if_any("the parameter tree", {"surplus": surplus})
     return dict(sorted(state.items()))
 

@@ -68,6 +68,21 @@ def test_crash_resumes_from_the_last_checkpoint_bit_for_bit(tmp_path):
     assert steps[-1] == 12
 
 
+def test_renewing_acts_on_the_parameters_and_resumes_bit_for_bit(tmp_path):
+    def renew(params, batch, rng):
+        noise = jax.random.normal(rng, ()) + 0 * jax.tree.leaves(batch)[0].sum()
+        return jax.tree.map(lambda leaf: leaf + 0.1 * noise, params)
+
+    options = {"renew_fn": renew}
+    settings = OPTIMIZER, loop(renew_every=3)
+    whole = train(noisy_loss_fn, init_params(), CountedBatches, *settings, tmp_path / "whole", **options)
+    train(noisy_loss_fn, init_params(), lambda: Interrupting(8, signal.SIGINT), *settings, tmp_path / "parts", **options)
+    again = train(noisy_loss_fn, init_params(), CountedBatches, *settings, tmp_path / "parts", **options)
+    assert_trees_equal(again.params, whole.params)
+    without = train(noisy_loss_fn, init_params(), CountedBatches, *settings, tmp_path / "without")
+    assert any((a != b).any() for a, b in zip(jax.tree.leaves(without.params), jax.tree.leaves(whole.params)))
+
+
 def test_training_lowers_the_loss_on_a_mesh(tmp_path):
     train(loss_fn, init_params(), CountedBatches, OPTIMIZER, loop(40), tmp_path, mesh=make_mesh())
     found = rows(tmp_path)

@@ -17,7 +17,7 @@ CONFIG = SamConfig(
     EncoderConfig(width=24, layers=6, heads=3, hidden=56, global_every=3, window=3, patch=8, image_size=64),
     DecoderConfig(hidden=40, heads=2, iou_layers=4, iou_hidden=20, epsilon=1e-6),
     channels=32,
-    mask_channels=8,
+    mask_channels=16,
 )
 
 

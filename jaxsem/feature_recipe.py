@@ -1,0 +1,283 @@
+"""A recipe for a codec of CLIP features on scenes: CLIP, PQVAE-shared at several rates, the priors of its indices, the captioner.
+
+    scenes ─▶ CLIP ─▶ features, extracted once ─┬─▶ PQVAE for each rate ─▶ its indices ─▶ their prior
+                                                └─▶ the captioner, on features original and decoded
+
+Every stage has a folder of its own in the run's, and is left out where its result is there: an interrupted run goes on. All of
+it sees the 48 seen classes only.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsem.backbones.clip import Clip
+from jaxsem.backbones.clip_inputs import tokenize
+from jaxsem.data.scenes import SPLITS, SceneConfig, batch
+from jaxsem.data.words import WordTokenizer
+from jaxsem.entropy.indices import PriorRans
+from jaxsem.errors import InputError
+from jaxsem.progress import Progress
+from jaxsem.systems.clip_model import ClipModel
+from jaxsem.systems.clipcap import ClipCap, clipcap_loss
+from jaxsem.systems.feature_codec import Captioner, FeatureCodec, Level, run_indices
+from jaxsem.systems.feature_config import FeatureConfig
+from jaxsem.systems.feature_files import assemble, save_feature_codec
+from jaxsem.systems.index_prior import fit_prior
+from jaxsem.systems.pqvae import Pqvae, PqvaeConfig
+from jaxsem.training import pqvae as pqvae_training
+from jaxsem.training.checkpoint import load_best
+from jaxsem.training.clip import TEMPLATES, ClipTrainee, ScenePairs, clip_loss, scene_accuracy
+from jaxsem.training.loop import LoopConfig, train
+from jaxsem.training.optimizer import OptimizerConfig
+from jaxsem.training.sharding import make_mesh
+
+_CAPTION = 3  # of a scene's five: all objects with their sizes, and the background
+_VALID = 1024  # scenes that choose the best parameters of a stage
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One training.
+
+    Attributes:
+      steps: Optimiser steps.
+      batch: Examples a step.
+      optimizer: Of the parameters.
+      ema_decay: Of the moving average that is evaluated and kept; None for none.
+      log_every: Steps between rows of metrics.
+      eval_every: Steps between evaluations and checkpoints.
+    """
+
+    steps: int
+    batch: int
+    optimizer: OptimizerConfig
+    ema_decay: float | None = 0.99
+    log_every: int = 50
+    eval_every: int = 500
+
+    def loop(self, best_metric: str, quiet: bool) -> LoopConfig:
+        """The loop's config."""
+        return LoopConfig(
+            self.steps, self.log_every, self.eval_every, self.eval_every, 1, self.ema_decay, best_metric, quiet=quiet
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureRecipe:
+    """Everything that decides the training of a codec of CLIP features on scenes.
+
+    Attributes:
+      name: Of the run; also the default of its folder, `runs/NAME`.
+      config: Sizes of all parts; CLIP's are for the words of scenes.
+      clip_stage: CLIP's training.
+      patch_weight: Weight of the loss that names shape and colour of each patch.
+      rate_stage: The training of PQVAE at each rate.
+      mixing: See `jaxsem.training.pqvae.training_loss`.
+      features: Training features to extract, a multiple of the batches of CLIP's stage.
+      prior_steps: Steps of each prior of indices.
+      captioner_stage: The captioner's training.
+      seed: Of parameters and data.
+    """
+
+    name: str
+    config: FeatureConfig
+    clip_stage: Stage
+    rate_stage: Stage
+    captioner_stage: Stage
+    patch_weight: float = 0.5
+    mixing: float = 0.0
+    features: int = 32_768
+    prior_steps: int = 1000
+    seed: int = 0
+
+    def run(self, folder: Path, quiet: bool = False) -> Path:
+        """Trains what is not there yet and writes the weights file; see `jaxsem.recipes.run_recipe`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._remember(folder)
+        clip = self._clip(folder / "clip", quiet)
+        train_features, valid_features = self._features(folder / "features.npz", clip, quiet)
+        levels = [
+            self._level(folder / f"rate_{k}", config, train_features, valid_features, quiet)
+            for k, config in enumerate(self.config.rates)
+        ]
+        captioner = self._captioner(folder / "captioner", clip, levels, quiet)
+        codec = assemble(self.name, clip, levels, captioner)
+        card = {"recipe": _plain(self), "date": date.today().isoformat()}
+        save_feature_codec(codec, folder / "model.safetensors", card, force=True)
+        return folder / "model.safetensors"
+
+    def _remember(self, folder: Path) -> None:
+        """Refuses a folder of another recipe: finished stages are not trained again."""
+        path, mine = folder / "recipe.json", _plain(self)
+        if path.exists() and (found := json.loads(path.read_text())) != mine:
+            names = ", ".join(sorted(key for key in mine if found.get(key) != mine[key]))
+            raise InputError(f"the run in {folder} was started with other settings of {names}; use another workdir")
+        path.write_text(json.dumps(mine, indent=1))
+
+    # -- stages -----------------------------------------------------------------------------------------------------------
+
+    def _clip(self, folder: Path, quiet: bool) -> ClipModel:
+        trainee, vision = ClipTrainee(self.config.clip), self.config.clip.vision
+        tokenizer = WordTokenizer()
+        if self.config.clip.text is None or self.config.clip.text.vocabulary != len(tokenizer):
+            raise InputError(
+                f"the text tower needs the vocabulary of scenes, {len(tokenizer)} words: {self.config.clip.text}"
+            )
+
+        def init() -> Any:
+            images, texts = (
+                jnp.zeros((1, *vision.height_width, 3)),
+                jnp.zeros((1, self.config.clip.text.context), jnp.int32),
+            )
+            return jax.jit(trainee.init)(jax.random.key(self.seed), images, texts)["params"]
+
+        params = _train(
+            self.clip_stage,
+            folder,
+            clip_loss(self.config.clip, self.patch_weight),
+            init,
+            lambda: ScenePairs(self.config.clip, self.clip_stage.batch, self.seed),
+            scene_accuracy(self.config.clip),
+            "error",
+            quiet,
+            self.seed,
+        )
+        return ClipModel("clip", Clip(self.config.clip), params["clip"], tokenizer, TEMPLATES, article=True)
+
+    def _features(self, path: Path, clip: ClipModel, quiet: bool) -> tuple[np.ndarray, np.ndarray]:
+        """CLIP's features of pictures as in its own training, and those of valid scenes."""
+        if not path.exists():
+            size = self.clip_stage.batch
+            pairs = ScenePairs(self.config.clip, size, self.seed + 1)
+            with Progress(self.features, "features", quiet) as progress:
+                parts = []
+                for _ in range(0, self.features, size):
+                    parts.append(clip.encode_images(next(pairs)["image"], size))
+                    for _ in range(size):
+                        progress.step()
+            valid = batch("valid", range(_VALID), SceneConfig("seen"), clip.image_size, ("image",))["image"]
+            np.savez(path, train=np.concatenate(parts), valid=clip.encode_images(valid, size))
+        with np.load(path) as file:
+            return file["train"], file["valid"]
+
+    def _level(self, folder: Path, config: PqvaeConfig, features: np.ndarray, valid: np.ndarray, quiet: bool) -> Level:
+        module = Pqvae(config)
+        params = _train(
+            self.rate_stage,
+            folder,
+            pqvae_training.training_loss(config, self.mixing),
+            lambda: pqvae_training.first_params(module, features, self.seed),
+            lambda: pqvae_training.ArrayBatches({"features": features}, self.rate_stage.batch, self.seed),
+            pqvae_training.make_evaluation(config, valid),
+            "cosine",
+            quiet,
+            self.seed,
+            pqvae_training.revival(config),
+        )
+        indices = np.concatenate(
+            [np.asarray(run_indices(module, params, part)) for part in np.split(features, max(1, len(features) // 512))]
+        )
+        prior = fit_prior(indices, (config.codebook,) * config.codewords, steps=self.prior_steps, seed=self.seed)
+        return Level(module, params, PriorRans(prior))
+
+    def _captioner(self, folder: Path, clip: ClipModel, levels: list[Level], quiet: bool) -> Captioner:
+        tokenizer, config = WordTokenizer(), self.config.captioner
+        module = ClipCap(config)
+        arrays = caption_arrays(clip, levels, "train", range(SPLITS["train"] - self.features // 2, SPLITS["train"]))
+        valid = caption_arrays(clip, levels, "valid", range(_VALID // 4))
+
+        def init() -> Any:
+            features, tokens = jnp.zeros((1, config.feature_width)), jnp.zeros((1, 2), jnp.int32)
+            return jax.jit(module.init)(jax.random.key(self.seed), features, tokens)["params"]
+
+        def loss_fn(params, rows, rng):
+            del rng
+            mask = rows["tokens"] != tokenizer.pad_token_id
+            logits = module.apply({"params": params}, rows["features"], rows["tokens"], mask)
+            return clipcap_loss(logits, rows["tokens"], mask)
+
+        @jax.jit
+        def measure(params, rows):
+            loss, metrics = loss_fn(params, rows, None)
+            return {"loss": loss, **metrics}
+
+        params = _train(
+            self.captioner_stage,
+            folder,
+            loss_fn,
+            init,
+            lambda: pqvae_training.ArrayBatches(arrays, self.captioner_stage.batch, self.seed),
+            lambda params: {name: float(value) for name, value in measure(params, valid).items()},
+            "loss",
+            quiet,
+            self.seed,
+        )
+        return Captioner(module, params, tokenizer, tokenizer.end, longest=arrays["tokens"].shape[1])
+
+
+def caption_arrays(clip: ClipModel, levels: list[Level], split: str, indices: range) -> dict[str, np.ndarray]:
+    """Features of scenes and what to say of them: a third each as CLIP gives them, and as each level decodes them.
+
+    Returns:
+      `features` float32 [n, width] and `tokens` int32 [n, length]: words and end, no start.
+    """
+    tokenizer = WordTokenizer()
+    features, texts = [], []
+    for start in range(indices.start, indices.stop, 256):
+        rows = range(start, min(start + 256, indices.stop))
+        part = batch(split, rows, SceneConfig("seen"), clip.image_size, ("image", "captions"))
+        features.append(clip.encode_images(part["image"], 256))
+        texts += [str(row[_CAPTION]) for row in part["captions"]]
+    found = np.concatenate(features)
+    codec = FeatureCodec("captions", clip, tuple(levels), b"")
+    for k in range(len(levels)):
+        mine = np.arange(k, len(found), len(levels) + 1)
+        at = codec.at_quality(k)
+        found[mine] = at.features(at.indices(found[mine]))
+    length = clip.module.config.text.context
+    return {"features": found, "tokens": tokenize(tokenizer, texts, length)[:, 1:]}
+
+
+def _train(
+    stage: Stage,
+    folder: Path,
+    loss_fn: Callable,
+    init: Callable[[], Any],
+    make_batches: Callable[[], Any],
+    eval_fn: Callable,
+    best_metric: str,
+    quiet: bool,
+    seed: int,
+    renew_fn: Callable | None = None,
+) -> Any:
+    """The best parameters of a stage, trained unless the folder has them."""
+    done = folder / "done"
+    if not done.exists():
+        state = train(
+            loss_fn,
+            init(),
+            make_batches,
+            stage.optimizer,
+            stage.loop(best_metric, quiet),
+            folder,
+            eval_fn=eval_fn,
+            renew_fn=renew_fn,
+            mesh=make_mesh(),
+            seed=seed,
+        )
+        if int(state.step) < stage.steps:
+            raise InputError(f"stopped in {folder} at step {int(state.step)}: run the same command again to continue")
+        done.touch()
+    return jax.device_put(load_best(folder)[0])
+
+
+def _plain(recipe: FeatureRecipe) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(recipe)))
