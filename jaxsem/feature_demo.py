@@ -105,8 +105,7 @@ def section(codec: FeatureCodec, shown: list[Shown]) -> str:
         f"<h2>Meaning in {bits:.0f} bytes</h2>"
         f"<p>Drawn scenes as files of <b>{html.escape(codec.name)}</b>: a feature of CLIP, quantised and coded, no picture. The "
         "classes, of 64 that it knows by their names, and the sentence come from the file alone. Last, a phrase is looked for "
-        "among the compressed features of regions.</p>"
-        + "".join(_rows(one) for one in shown)
+        "among the compressed features of regions.</p>" + "".join(_rows(one) for one in shown)
     )
 
 
@@ -124,5 +123,7 @@ def _rows(one: Shown) -> str:
 
 def _picture(file: str, caption: str) -> str:
     alt = html.escape(file)
-    image = f'<img src="{alt}" width="{_SIDE}" height="{_SIDE}" alt="{alt}" loading="lazy" style="max-width: {_SIDE}px">'
+    image = (
+        f'<img src="{alt}" width="{_SIDE}" height="{_SIDE}" alt="{alt}" loading="lazy" style="max-width: {_SIDE}px">'
+    )
     return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"

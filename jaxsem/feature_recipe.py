@@ -30,7 +30,7 @@ from jaxsem.systems.clipcap import ClipCap, clipcap_loss
 from jaxsem.systems.feature_codec import Captioner, FeatureCodec, Level, run_indices
 from jaxsem.systems.feature_config import FeatureConfig
 from jaxsem.systems.feature_files import assemble, save_feature_codec
-from jaxsem.systems.index_prior import fit_prior
+from jaxsem.systems.index_prior import fit_prior, freeze_prior
 from jaxsem.systems.pqvae import Pqvae, PqvaeConfig
 from jaxsem.training import pqvae as pqvae_training
 from jaxsem.training.checkpoint import load_best
@@ -94,8 +94,8 @@ class FeatureRecipe:
     captioner_stage: Stage
     patch_weight: float = 0.5
     mixing: float = 0.0
-    features: int = 32_768
-    prior_steps: int = 1000
+    features: int = 24_576
+    prior_steps: int = 2500
     seed: int = 0
 
     def run(self, folder: Path, quiet: bool = False) -> Path:
@@ -186,7 +186,7 @@ class FeatureRecipe:
             [np.asarray(run_indices(module, params, part)) for part in np.split(features, max(1, len(features) // 512))]
         )
         prior = fit_prior(indices, (config.codebook,) * config.codewords, steps=self.prior_steps, seed=self.seed)
-        return Level(module, params, PriorRans(prior))
+        return Level(module, params, PriorRans(freeze_prior(prior)))
 
     def _captioner(self, folder: Path, clip: ClipModel, levels: list[Level], quiet: bool) -> Captioner:
         tokenizer, config = WordTokenizer(), self.config.captioner

@@ -118,7 +118,9 @@ def test_an_image_is_no_feature(command, world, tmp_path, tiny_codec):
 
 
 def test_decompress_says_what_a_feature_is_for(command, world, tmp_path):
-    status, _, err = command("decompress", world.folder / "a.jsem", "-o", tmp_path / "a.png", "--weights", world.weights)
+    status, _, err = command(
+        "decompress", world.folder / "a.jsem", "-o", tmp_path / "a.png", "--weights", world.weights
+    )
     assert status == MISUSE
     assert "jaxsem classify or jaxsem caption" in err
     assert not (tmp_path / "a.png").exists()

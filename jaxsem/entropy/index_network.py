@@ -123,13 +123,12 @@ class IndexNetwork:
         Returns:
             int32 [n, lanes, max(sizes)]; entries beyond a position's size are 0.
         """
-        indices, n = np.asarray(indices), len(self.sizes)
-        states = np.empty((n, len(indices), len(self.hidden_bias)), np.int32)
-        if n:
-            states[0] = self.hidden_bias
-            rows = self._bases[:-1, None] + indices.T[:-1]
-            np.cumsum(self.hidden_weights[rows], 0, np.int32, out=states[1:])
-            states[1:] += self.hidden_bias
+        indices = np.asarray(indices)
+        states = np.empty((len(self.sizes), len(indices), len(self.hidden_bias)), np.int32)
+        states[0] = self.hidden_bias
+        rows = self._bases[:-1, None] + indices.T[:-1]
+        np.cumsum(self.hidden_weights[rows], 0, np.int32, out=states[1:])
+        states[1:] += self.hidden_bias
         return self._tables(states, slice(None))
 
     def start(self, lanes: int) -> np.ndarray:
@@ -180,7 +179,7 @@ class IndexNetwork:
     @cached_property
     def _present(self) -> np.ndarray:
         """Which entries of the padded tables there are: bool [n, 1, k]."""
-        return np.arange(self.sizes.max(initial=0)) < self.sizes[:, None, None]
+        return np.arange(self.sizes.max()) < self.sizes[:, None, None]
 
     @cached_property
     def _mask(self) -> np.ndarray | None:
@@ -194,7 +193,7 @@ class IndexNetwork:
         Matrices float32 [n, hidden, k], biases int32 [n, 1, k], and the counts of a table that are left when every
         symbol has one, scaled, int64 [n, 1, 1].
         """
-        n, k = len(self.sizes), int(self.sizes.max(initial=0))
+        n, k = len(self.sizes), int(self.sizes.max())
         present = self._present[:, 0]
         matrices = np.zeros((n, k, len(self.hidden_bias)), np.float32)
         matrices[present] = self.output_weights

@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxsem.codecs.hyperprior import QUALITY_STEPS
 from jaxsem.container import Item
-from jaxsem.entropy.indices import IndexCoder
+from jaxsem.entropy.index_coder import IndexCoder
 from jaxsem.errors import FormatError, InputError
 from jaxsem.systems.clip_model import ClipModel, filled
 from jaxsem.systems.clipcap import ClipCap

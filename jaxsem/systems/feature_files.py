@@ -15,7 +15,8 @@ import numpy as np
 from jaxsem.backbones.clip import Clip, ClipConfig, TextConfig, VisionConfig
 from jaxsem.backbones.gpt2 import Gpt2Config
 from jaxsem.data.words import WordTokenizer
-from jaxsem.entropy.indices import FixedLength, HuffmanIndices, IndexCoder, PriorRans, StaticRans
+from jaxsem.entropy.index_coder import IndexCoder
+from jaxsem.entropy.indices import CODERS, FixedLength
 from jaxsem.errors import FormatError, InputError, WeightsError
 from jaxsem.systems import clipcap
 from jaxsem.systems.clip_model import ClipModel, load_clip_model
@@ -28,7 +29,7 @@ from jaxsem.weights.native import WeightsFile, check_shapes, identity, write_wei
 SYSTEM = "pqvae"
 """What a weights file calls the family."""
 
-CODERS = {kind.name: kind for kind in (FixedLength, HuffmanIndices, StaticRans, PriorRans)}
+_KINDS = {kind.name: kind for kind in CODERS}
 
 
 def assemble(
@@ -209,7 +210,7 @@ def _parse(fields: Mapping[str, Any]) -> FeatureConfig:
 
 
 def _coders(file: WeightsFile) -> list[IndexCoder]:
-    return [CODERS[name].from_arrays(file.coders[str(k)]) for k, name in enumerate(file.config["coders"])]
+    return [_KINDS[name].from_arrays(file.coders[str(k)]) for k, name in enumerate(file.config["coders"])]
 
 
 def _record(kind: type, fields: Mapping[str, Any]) -> Any:

@@ -4,8 +4,8 @@ r"""A learned prior of index rows: how likely each index is after those before i
 
 It is trained here, in floating point and on any device, and then frozen to integers, which code (`PriorRans`):
 
-    >>> prior = fit_prior(indices, sizes)                       # doctest: +SKIP
-    >>> coder = PriorRans(freeze_prior(prior))                  # doctest: +SKIP
+    prior = fit_prior(indices, sizes)
+    coder = PriorRans(freeze_prior(prior))
 
 The sum before every position is one prefix sum over the positions, so a training step costs about as much as one layer.
 Without its hidden units the network is a table for each position. It starts as that, and training keeps what does best on

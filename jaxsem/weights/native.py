@@ -152,7 +152,16 @@ def _store(leaf: Any) -> np.ndarray:
 
 
 def _array(name: str, entry: Mapping[str, Any]) -> np.ndarray:
-    dtypes = {"F16": "<f2", "F32": "<f4", "U8": "u1", "U16": "<u2", "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
+    dtypes = {
+        "F16": "<f2",
+        "F32": "<f4",
+        "U8": "u1",
+        "U16": "<u2",
+        "I8": "i1",
+        "I16": "<i2",
+        "I32": "<i4",
+        "I64": "<i8",
+    }
     if entry["dtype"] not in dtypes:
         raise ValueError(f"{name} has the type {entry['dtype']}, not one of {sorted(dtypes)}")
     return np.frombuffer(entry["data"], dtypes[entry["dtype"]]).reshape(entry["shape"])

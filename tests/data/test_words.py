@@ -32,7 +32,9 @@ def test_decoding_stops_at_the_end_and_leaves_out_padding():
     assert TOKENIZER.decode([0, *ids, *ids]) == "a red star"
 
 
-@pytest.mark.parametrize(("text", "seen"), [("a red sta", "did you mean 'star'"), ("a dog 7", "'dog'"), ("zzz", "'zzz'")])
+@pytest.mark.parametrize(
+    ("text", "seen"), [("a red sta", "did you mean 'star'"), ("a dog 7", "'dog'"), ("zzz", "'zzz'")]
+)
 def test_an_unknown_word_is_refused(text, seen):
     with pytest.raises(InputError, match=seen):
         tokenize(TOKENIZER, text, 8)

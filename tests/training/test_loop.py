@@ -76,7 +76,9 @@ def test_renewing_acts_on_the_parameters_and_resumes_bit_for_bit(tmp_path):
     options = {"renew_fn": renew}
     settings = OPTIMIZER, loop(renew_every=3)
     whole = train(noisy_loss_fn, init_params(), CountedBatches, *settings, tmp_path / "whole", **options)
-    train(noisy_loss_fn, init_params(), lambda: Interrupting(8, signal.SIGINT), *settings, tmp_path / "parts", **options)
+    train(
+        noisy_loss_fn, init_params(), lambda: Interrupting(8, signal.SIGINT), *settings, tmp_path / "parts", **options
+    )
     again = train(noisy_loss_fn, init_params(), CountedBatches, *settings, tmp_path / "parts", **options)
     assert_trees_equal(again.params, whole.params)
     without = train(noisy_loss_fn, init_params(), CountedBatches, *settings, tmp_path / "without")
