@@ -30,8 +30,8 @@ RECIPE = FeatureRecipe(
     name="pqvae-mini",
     config=PRESETS["pqvae-mini"].config,
     clip_stage=Stage(1100, 128, replace(_ADAMW, warmup_steps=150), ema_decay=0.995, log_every=20, eval_every=100),
-    rate_stage=Stage(4000, 256, replace(_ADAMW, warmup_steps=100), ema_decay=0.998),
-    captioner_stage=Stage(4000, 64, replace(_ADAMW, warmup_steps=100), ema_decay=0.998),
+    rate_stage=Stage(3000, 256, replace(_ADAMW, warmup_steps=100), ema_decay=0.998),
+    captioner_stage=Stage(3000, 64, replace(_ADAMW, warmup_steps=100), ema_decay=0.998),
 )
 
 _SIZES = RECIPE.config

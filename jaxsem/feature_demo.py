@@ -58,39 +58,38 @@ def show_scenes(codec: FeatureCodec, out: Path, force: bool, quiet: bool) -> lis
     shown = []
     with Progress(len(SCENES), "scenes", quiet) as progress:
         for number in SCENES:
-            shown.append(_show(codec, number, out, force))
+            one, data, image, marked = look_at(codec, number)
+            write_image(out / f"{one.name}.png", image, force)
+            write_image(out / f"{one.name}-refer.png", marked, force)
+            write_file(out / f"{one.name}.jsem", data, force)
+            shown.append(one)
             progress.step()
     return shown
 
 
-def _show(codec: FeatureCodec, number: int, out: Path, force: bool) -> Shown:
+def look_at(codec: FeatureCodec, number: int) -> tuple[Shown, bytes, np.ndarray, np.ndarray]:
+    """Compresses a scene of the test split and uses what comes back.
+
+    Returns:
+      What is known from the file, the file, the picture, and the picture with all but the region that was found darkened.
+    """
     scene, name = sample_scene("test", number, SceneConfig("all", objects=(2, 4))), f"scene-{number}"
     image = render(scene, _SIDE)
-    write_image(out / f"{name}.png", image, force)
     [result] = pipeline.compress_items(codec, [image])
     data = pack(result.item, codec.digest)
-    write_file(out / f"{name}.jsem", data, force)
     features = feature_tasks.read_features(codec, [data])
     [classes] = feature_tasks.classify(codec, features, CLASSES)
     [caption] = feature_tasks.caption(codec, features)
     phrase = refer(scene)[-1][0].text
-    found = None
     try:
         found = feature_tasks.refer(codec, image, phrase, regions.propose(image), in_place=True)
     except InputError:  # a picture without a region that stands out is shown as it is
-        write_image(out / f"{name}-refer.png", image, force)
+        score, bits, marked = None, 0, image
     else:
-        write_image(out / f"{name}-refer.png", highlighted(image, found.mask), force)
-    return Shown(
-        name,
-        captions(scene)[3],
-        phrase,
-        len(data),
-        tuple(classes[:_TOP]),
-        caption,
-        None if found is None else found.score,
-        0 if found is None else found.bits,
-    )
+        score, bits, marked = found.score, found.bits, highlighted(image, found.mask)
+    truth = captions(scene)[3]
+    shown = Shown(name, truth, phrase, len(data), tuple(classes[:_TOP]), caption, score, bits)
+    return shown, data, image, marked
 
 
 def summary(shown: list[Shown]) -> str:

@@ -1,5 +1,6 @@
 """Evaluation of a codec of CLIP features: real bytes that were really decoded, and what the features are still good for."""
 
+import copy
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxsem.container import pack, unpack
+from jaxsem.data.scenes import ScenesSource
 from jaxsem.data.sources import Source, open_source
 from jaxsem.evaluation import at_qualities
 from jaxsem.results import Record, Row, make_record
@@ -44,7 +46,8 @@ def evaluate_features(
       The record of `jaxsem.results`. Its rows have `bpp` (of the whole file, over the pixels that CLIP sees), `bytes` (the whole
       file), `bits` (the stream alone), `bpd` (those a dimension), `estimated_bits` and `cosine`; where the data has classes,
       `accuracy` and `accuracy_before` compression: zero-shot among the classes that occur in the data, right if the answer is in
-      the picture.
+      the picture; and for scenes `recall_1` and `recall_5`: whether a picture's own caption is among the 1 or 5 nearest of the
+      captions of all pictures.
 
     Raises:
       InputError: A quality that the codec does not have, or data that is missing, empty or damaged.
@@ -54,6 +57,7 @@ def evaluate_features(
     features, notes = _features(codec, data, limit)
     right, classes = _classes(codec, notes, len(features), templates)
     before = None if right is None else right[np.arange(len(features)), (features @ classes.T).argmax(axis=1)]
+    texts = _captions(codec, data, len(features))
     names = notes.get("names") or [f"{k:06d}" for k in range(len(features))]
     rows: list[Row] = []
     for at in codecs:
@@ -65,6 +69,7 @@ def evaluate_features(
             items = [unpack(file).items[0] for file in files]
             decoded = features_of(at, items)
             cosines = (decoded * part).sum(axis=1) / np.linalg.norm(part, axis=1)
+            ranks = None if texts is None else _ranks(decoded, texts, start)
             answers = None if right is None else (decoded @ classes.T).argmax(axis=1)
             for k, (file, item) in enumerate(zip(files, items, strict=True)):
                 bits = 8 * (len(item.sections[PACKET]) - 1)
@@ -81,6 +86,8 @@ def evaluate_features(
                 if right is not None:
                     row["accuracy"] = float(right[start + k, answers[k]])
                     row["accuracy_before"] = float(before[start + k])
+                if ranks is not None:
+                    row |= {f"recall_{k_nearest}": float(ranks[k] < k_nearest) for k_nearest in (1, 5)}
                 rows.append(row)
                 on_image()
     return make_record(codec.name, label, rows)
@@ -101,6 +108,26 @@ def _features(codec: FeatureCodec, data: str | Source, limit: int | None) -> tup
         path = extract(codec.clip, source, Path(folder, "features.npy"), limit=limit)
         features, notes = read_features(path)
         return np.array(features), notes
+
+
+def _captions(codec: FeatureCodec, data: str | Source, count: int) -> np.ndarray | None:
+    """The features of a caption of each scene, the one with everything; None for other data."""
+    if isinstance(data, str):
+        if data.endswith(".npy"):
+            return None
+        data = open_source(data)
+    if not isinstance(data, ScenesSource):
+        return None
+    source = copy.copy(data)
+    source.fields = ("captions",)
+    return codec.clip.encode_texts([str(source[k]["captions"][-1]) for k in range(count)])
+
+
+def _ranks(features: np.ndarray, texts: np.ndarray, start: int) -> np.ndarray:
+    """How many captions are nearer to each feature than its own, which begin at `start`."""
+    scores = features @ texts.T
+    own = scores[np.arange(len(features)), start + np.arange(len(features))]
+    return (scores > own[:, None]).sum(axis=1)
 
 
 def _classes(

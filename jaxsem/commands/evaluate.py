@@ -25,6 +25,8 @@ _HEADS = {
     "cosine": "cosine",
     "accuracy_before": "accuracy before",
     "accuracy": "accuracy",
+    "recall_1": "recall@1",
+    "recall_5": "recall@5",
 }
 _FORMS = {"quality": "g", "psnr": ".2f", "bytes": ".1f", "bits": ".1f"}
 

@@ -101,7 +101,7 @@ class TfdsSource:
         features = sorted(builder.info.features)
         if "image" not in features:
             raise InputError(f"the records of {dataset} have no 'image'; they have {', '.join(features)}")
-        label = builder.info.features.get("label")
+        label = builder.info.features["label"] if "label" in features else None
         self.class_names = tuple(getattr(label, "names", None) or ())
         try:
             self._records = builder.as_data_source(split)

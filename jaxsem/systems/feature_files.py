@@ -132,7 +132,7 @@ def from_file(name: str, file: WeightsFile) -> FeatureCodec:
       WeightsError: Its parts do not fit together.
     """
     try:
-        config, templates = _parse(file.config), tuple(map(str, file.config["templates"]))
+        config, templates = parse_config(file.config), tuple(map(str, file.config["templates"]))
         coders = _coders(file)
         longest = int(file.config["longest"] or 0)
     except (KeyError, TypeError, ValueError, InputError, FormatError) as error:
@@ -198,8 +198,8 @@ def _config_of(codec: FeatureCodec) -> dict[str, Any]:
     return {**dataclasses.asdict(config), **others}
 
 
-def _parse(fields: Mapping[str, Any]) -> FeatureConfig:
-    """The config that `_config_of` wrote, from JSON."""
+def parse_config(fields: Mapping[str, Any]) -> FeatureConfig:
+    """The config in a weights file, from JSON; KeyError, TypeError or InputError where it is none."""
     sizes, writer = fields["clip"], fields["captioner"]
     towers = _record(VisionConfig, sizes["vision"]), _record(TextConfig, sizes["text"])
     return FeatureConfig(

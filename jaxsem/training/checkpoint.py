@@ -128,7 +128,7 @@ def save_best(path: Path, params: dict, info: dict) -> None:
 
         params = multihost_utils.process_allgather(params, tiled=True)
     if jax.process_index() == 0:
-        flat = {name: np.ascontiguousarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}
+        flat = {name: np.asarray(leaf, order="C") for name, leaf in flatten_dict(params, sep="/").items()}
         beside = path.with_name(path.name + ".part")
         save_file(flat, beside, metadata={"info": json.dumps(info)})
         os.replace(beside, path)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxsem import quantize
 from jaxsem.errors import InputError
@@ -83,26 +84,63 @@ def training_loss(config: PqvaeConfig, mixing: float = 0.0, dtype: Any = jnp.flo
 
     Args:
       config: Sizes and weights.
-      mixing: Share of features that are replaced by a random mixture with another one of the batch, made unit again; it keeps a
-        few hundred training features from being learned by heart.
+      mixing: Share of features that `resampled` features replace, in [0, 1]; it keeps a few hundred training features from being
+        learned by heart.
       dtype: Of the convolutions.
 
     Returns:
       loss_fn(params, batch, rng) -> (loss, metrics), for batches {"features": [b, width]}; see `pqvae_loss`.
+
+    Raises:
+      InputError: A share outside [0, 1].
     """
+    check_mixing(mixing)
     module = Pqvae(config, dtype)
 
     def loss_fn(params, batch, rng):
-        features = unit(jnp.asarray(batch["features"], jnp.float32))
-        if mixing:
-            which, how, order = jax.random.split(rng, 3)
-            mixed = jax.random.bernoulli(which, mixing, (len(features), 1))
-            share = jnp.where(mixed, jax.random.uniform(how, (len(features), 1)), 0.0)
-            features = unit((1 - share) * features + share * jax.random.permutation(order, features))
+        features = augmented(batch["features"], mixing, rng)
         outputs = module.apply({"params": params}, features)
         return pqvae_loss(config, features, outputs)
 
     return loss_fn
+
+
+def check_mixing(mixing: float) -> None:
+    """Refuses what is no share.
+
+    Raises:
+      InputError: It is outside [0, 1].
+    """
+    if not 0 <= mixing <= 1:
+        raise InputError(f"mixing is a share of the features between 0 and 1, not {mixing}")
+
+
+def augmented(features: ArrayLike, mixing: float, rng: jax.Array) -> jax.Array:
+    """Unit features [b, width] of which a random share `mixing` is replaced by `resampled` ones."""
+    features = unit(jnp.asarray(features, jnp.float32))
+    if not mixing:
+        return features
+    which, how = jax.random.split(rng)
+    replaced = jax.random.bernoulli(which, mixing, (len(features), 1))
+    return jnp.where(replaced, resampled(features, how), features)
+
+
+def resampled(features: ArrayLike, rng: jax.Array) -> jax.Array:
+    """As many unit features as a batch has, from the normal distribution with its mean and covariance.
+
+    Each is the batch's mean and a random combination of all deviations from it, so that a few hundred features give endlessly
+    many. With 800 features of CLIP ViT-B/32, 800 steps and 0.49 bits a dimension, the cosine of 200 others was 0.874 without them
+    and 0.901 with nothing else; mixtures of two features, which lie closer to the mean than features do, gave 0.890.
+
+    Args:
+      features: [b, width], unit.
+      rng: Key of the draw.
+    """
+    features = jnp.asarray(features)
+    count = len(features)
+    centre = features.mean(axis=0)
+    weights = jax.random.normal(rng, (count, count)) / max(count - 1, 1) ** 0.5
+    return unit(centre + weights @ (features - centre))
 
 
 def revival(config: PqvaeConfig) -> Callable:

@@ -32,7 +32,12 @@ def tfds_dir(tmp_path_factory):
 
         def _info(self):
             return self.dataset_info_from_configs(
-                features=tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(None, None, 1))})
+                features=tfds.features.FeaturesDict(
+                    {
+                        "image": tfds.features.Image(shape=(None, None, 1)),
+                        "label": tfds.features.ClassLabel(names=["even", "odd"]),
+                    }
+                )
             )
 
         def _split_generators(self, _):
@@ -40,7 +45,8 @@ def tfds_dir(tmp_path_factory):
 
         def _generate_examples(self, count):
             for index in range(count):
-                yield index, {"image": Image.fromarray(np.full((8 + index, 10), 10 * index, np.uint8))}
+                image = Image.fromarray(np.full((8 + index, 10), 10 * index, np.uint8))
+                yield index, {"image": image, "label": ("even", "odd")[index % 2]}
 
     folder = tmp_path_factory.mktemp("tfds")
     with warnings.catch_warnings():
@@ -68,6 +74,14 @@ def test_cache_keeps_what_fits_and_no_more(photos):
         np.testing.assert_array_equal(source[index]["image"], before[index])
     with pytest.raises(InputError):
         source[2]
+
+
+def test_tfds_labels_come_with_their_names(tfds_dir):
+    source = open_source("tfds:tiny/train", data_dir=tfds_dir)
+    assert source.class_names == ("even", "odd")
+    values = [int(source[index]["image"][0, 0, 0]) // 10 for index in range(6)]
+    assert [source[index]["label"] for index in range(6)] == [value % 2 for value in values]
+    assert sorted(values) == list(range(6))
 
 
 def test_tfds_images_become_rgb(tfds_dir):
