@@ -11,6 +11,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ class FeatureRecipe:
       mixing: See `jaxsem.training.pqvae.training_loss`.
       features: Training features to extract, a multiple of the batches of CLIP's stage.
       prior_steps: Steps of each prior of indices.
+      prior_hidden: Hidden units of each.
       captioner_stage: The captioner's training.
       seed: Of parameters and data.
     """
@@ -96,6 +98,7 @@ class FeatureRecipe:
     mixing: float = 0.0
     features: int = 24_576
     prior_steps: int = 2500
+    prior_hidden: int = 48
     seed: int = 0
 
     def run(self, folder: Path, quiet: bool = False) -> Path:
@@ -185,14 +188,19 @@ class FeatureRecipe:
         indices = np.concatenate(
             [np.asarray(run_indices(module, params, part)) for part in np.split(features, max(1, len(features) // 512))]
         )
-        prior = fit_prior(indices, (config.codebook,) * config.codewords, steps=self.prior_steps, seed=self.seed)
+        sizes = (config.codebook,) * config.codewords
+        prior = fit_prior(indices, sizes, hidden=self.prior_hidden, steps=self.prior_steps, seed=self.seed)
         return Level(module, params, PriorRans(freeze_prior(prior)))
 
     def _captioner(self, folder: Path, clip: ClipModel, levels: list[Level], quiet: bool) -> Captioner:
         tokenizer, config = WordTokenizer(), self.config.captioner
         module = ClipCap(config)
-        arrays = caption_arrays(clip, levels, "train", range(SPLITS["train"] - self.features // 2, SPLITS["train"]))
-        valid = caption_arrays(clip, levels, "valid", range(_VALID // 4))
+        last = SPLITS["train"]
+
+        @cache  # made only if there is something to train
+        def arrays(split: str) -> dict[str, np.ndarray]:
+            rows = range(last - self.features // 2, last) if split == "train" else range(_VALID // 4)
+            return caption_arrays(clip, levels, split, rows)
 
         def init() -> Any:
             features, tokens = jnp.zeros((1, config.feature_width)), jnp.zeros((1, 2), jnp.int32)
@@ -214,13 +222,13 @@ class FeatureRecipe:
             folder,
             loss_fn,
             init,
-            lambda: pqvae_training.ArrayBatches(arrays, self.captioner_stage.batch, self.seed),
-            lambda params: {name: float(value) for name, value in measure(params, valid).items()},
+            lambda: pqvae_training.ArrayBatches(arrays("train"), self.captioner_stage.batch, self.seed),
+            lambda params: {name: float(value) for name, value in measure(params, arrays("valid")).items()},
             "loss",
             quiet,
             self.seed,
         )
-        return Captioner(module, params, tokenizer, tokenizer.end, longest=arrays["tokens"].shape[1])
+        return Captioner(module, params, tokenizer, tokenizer.end, longest=self.config.clip.text.context - 1)
 
 
 def caption_arrays(clip: ClipModel, levels: list[Level], split: str, indices: range) -> dict[str, np.ndarray]:

@@ -120,7 +120,18 @@ _PRESETS = (
         system=FEATURES,
         config=PQVAE_MINI,
         summary="PQVAE-shared with a small CLIP and captioner for scenes: classify, caption, refer",
+        weights="pqvae-mini.safetensors",
+        sha256="dc8fa26c21e875d5bf47c25a4f4689882343bf6fec3f7f443abd9956713c0dd0",
+        licence="Apache-2.0",
+        trained_on="scenes of the 48 seen classes, 2026-11-21",
         recipe="experiments/pqvae_mini.py",
+        columns=("quality", "bytes", "bpd", "cosine", "accuracy_before", "accuracy"),
+        results=(
+            (0, 18.14, 0.298, 0.9855, 0.983, 0.979),
+            (1, 22.47, 0.478, 0.9897, 0.983, 0.982),
+            (2, 35.47, 1.019, 0.9937, 0.983, 0.984),
+        ),
+        results_on="1,600 scenes of one object of the 16 unseen classes, 2-core x86, 2026-11-21",
     ),
     Preset(
         "pqvae",
