@@ -23,7 +23,7 @@ def toy_clip() -> ClipModel:
     tokenizer = WordTokenizer()
     config = ClipConfig(
         VisionConfig(width=16, layers=2, heads=2, hidden=32, patch=4, image_size=SIZE),
-        TextConfig(width=16, layers=2, heads=2, hidden=32, vocabulary=len(tokenizer), context=16),
+        TextConfig(width=16, layers=2, heads=2, hidden=32, vocabulary=len(tokenizer), context=40),
         WIDTH,
     )
     module, random = Clip(config), np.random.RandomState(3)
