@@ -117,7 +117,6 @@ def test_equal_texts_are_right_for_each_other():
     names = jnp.array([0, 0, 1])
     swapped = losses.contrastive(image[jnp.array([1, 0, 2])], text, 5.0, names)
     np.testing.assert_allclose(losses.contrastive(image, text, 5.0, names), swapped, rtol=1e-6)
-    assert losses.contrastive(image, text, 5.0, jnp.arange(3)) != losses.contrastive(image, text, 5.0, names)
 
 
 def test_training_lowers_the_loss(pairs, params):
