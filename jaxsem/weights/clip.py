@@ -20,8 +20,7 @@ from jaxsem.backbones.clip import Clip, param_shapes
 from jaxsem.backbones.clip_config import CONFIGS, ClipConfig, TextConfig, VisionConfig
 from jaxsem.errors import InputError, WeightsError
 from jaxsem.weights.convert import CONV, LINEAR, Entry, Ignored, Table, convert, invert, strip_prefixes
-from jaxsem.weights.huggingface import read_config, read_state_dict
-from jaxsem.weights.torch_files import state_dict_of
+from jaxsem.weights.huggingface import choose_config, open_state
 
 _FUSED_PARTS = ("query", "key", "value")
 
@@ -48,13 +47,8 @@ def load_clip(
       InputError: Nothing is there, or no config can be told.
       WeightsError: The files are damaged or do not fit; lists every key that does not.
     """
-    config = _config_of(source, config)
-    if isinstance(source, Mapping):
-        name = "the state dict"
-        state = state_dict_of(source, name)
-    else:
-        name = os.fspath(source)
-        state = read_state_dict(source)
+    config = choose_config(source, config, "CLIP", CONFIGS, config_from_transformers)
+    state, name = open_state(source)
     state = _split_fused(strip_prefixes(state, ("module.",)), name)
     module = Clip(config, dtype, param_dtype)
     return module, convert(_table_for(config, state), state, param_shapes(module), name)
@@ -77,18 +71,6 @@ def to_transformers(config: ClipConfig, params: Mapping[str, Any]) -> dict[str, 
 
 
 # -- configs ----------------------------------------------------------------------------------------------------------
-
-
-def _config_of(source: Any, config: ClipConfig | str | None) -> ClipConfig:
-    if isinstance(config, ClipConfig):
-        return config
-    if isinstance(config, str):
-        if config not in CONFIGS:
-            raise InputError(f"there is no published CLIP {config!r}; there are {', '.join(CONFIGS)}")
-        return CONFIGS[config]
-    if isinstance(source, Mapping) or os.path.isfile(source):
-        raise InputError(f"a file of weights does not say its sizes: give a config, or one of {', '.join(CONFIGS)}")
-    return config_from_transformers(read_config(source), os.fspath(source))
 
 
 def config_from_transformers(fields: Mapping[str, Any], name: str = "the config") -> ClipConfig:

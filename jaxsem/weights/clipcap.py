@@ -18,8 +18,7 @@ from jaxsem.errors import WeightsError
 from jaxsem.systems.clipcap import ClipCap, ClipCapConfig, param_shapes
 from jaxsem.weights.convert import LINEAR, Entry, Table, convert, invert, strip_prefixes
 from jaxsem.weights.gpt2 import load_gpt2, to_transformers
-from jaxsem.weights.huggingface import read_state_dict
-from jaxsem.weights.torch_files import state_dict_of
+from jaxsem.weights.huggingface import open_state
 
 _FUSED, _FUSED_PARTS = "to_keys_values.weight", ("key", "value")
 
@@ -45,10 +44,7 @@ def load_clipcap(
       InputError: The file is missing or not readable.
       WeightsError: The file is damaged or does not fit; lists every key that does not, of the mapper and of GPT-2.
     """
-    if isinstance(source, Mapping):
-        name, state = "the state dict", state_dict_of(source)
-    else:
-        name, state = os.fspath(source), read_state_dict(source)
+    state, name = open_state(source)
     state = strip_prefixes(state, ("module.",))
     module = ClipCap(config, dtype, param_dtype)
     language = {key.removeprefix("gpt."): value for key, value in state.items() if key.startswith("gpt.")}

@@ -18,8 +18,7 @@ from flax.traverse_util import flatten_dict
 from jaxsem.backbones.gpt2 import CONFIGS, Gpt2, Gpt2Config, param_shapes
 from jaxsem.errors import InputError, WeightsError
 from jaxsem.weights.convert import Entry, Ignored, convert, invert, strip_prefixes
-from jaxsem.weights.huggingface import read_config, read_state_dict
-from jaxsem.weights.torch_files import state_dict_of
+from jaxsem.weights.huggingface import choose_config, open_state
 
 _FUSED_PARTS = ("query", "key", "value")
 _HEAD, _EMBEDDING = "lm_head.weight", "wte.weight"
@@ -47,13 +46,8 @@ def load_gpt2(
       WeightsError: The files are damaged or do not fit, and lists every key that does not; or the output layer is not the token
         embedding.
     """
-    config = _config_of(source, config)
-    if isinstance(source, Mapping):
-        name = "the state dict"
-        state = state_dict_of(source, name)
-    else:
-        name = os.fspath(source)
-        state = read_state_dict(source)
+    config = choose_config(source, config, "GPT-2", CONFIGS, config_from_transformers)
+    state, name = open_state(source)
     state = strip_prefixes(state, ("module.", "transformer."))
     if _HEAD in state and _EMBEDDING in state and not np.array_equal(state[_HEAD], state[_EMBEDDING]):
         raise WeightsError(
@@ -88,18 +82,6 @@ def to_transformers(params: Mapping[str, Any], config: Gpt2Config) -> dict[str, 
 
 
 # -- configs ----------------------------------------------------------------------------------------------------------
-
-
-def _config_of(source: Any, config: Gpt2Config | str | None) -> Gpt2Config:
-    if isinstance(config, Gpt2Config):
-        return config
-    if isinstance(config, str):
-        if config not in CONFIGS:
-            raise InputError(f"there is no published GPT-2 {config!r}; there are {', '.join(CONFIGS)}")
-        return CONFIGS[config]
-    if isinstance(source, Mapping) or os.path.isfile(source):
-        raise InputError(f"a file of weights does not say its sizes: give a config, or one of {', '.join(CONFIGS)}")
-    return config_from_transformers(read_config(source), os.fspath(source))
 
 
 _SIZES = {

@@ -12,7 +12,7 @@ through `jaxsem.weights.torch_files`, which runs nothing.
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,49 @@ def _read_parts(source: Source, index: Path) -> dict[str, np.ndarray]:
             raise WeightsError(f"{path} does not hold what {index.name} says: they differ in {shown}")
         state |= part
     return state
+
+
+def open_state(source: Source | Mapping[str, Any]) -> tuple[dict[str, np.ndarray], str]:
+    """The state dict of a folder, Hugging Face id, file of weights or state dict, and what errors call it.
+
+    Raises:
+      InputError: Nothing is there.
+      WeightsError: The files are damaged.
+    """
+    if isinstance(source, Mapping):
+        return state_dict_of(source, "the state dict"), "the state dict"
+    return read_state_dict(source), os.fspath(source)
+
+
+def choose_config(
+    source: Source | Mapping[str, Any],
+    config: Any,
+    kind: str,
+    known: Mapping[str, Any],
+    parse: Callable[[Mapping[str, Any], str], Any],
+) -> Any:
+    """The config of a model to load: given, named, or read from the folder.
+
+    Args:
+      source: What is loaded; only a folder or id says its sizes.
+      config: A config, the name of a published one, or None to read the source's config.json.
+      kind: What errors call the model.
+      known: The published configs by name.
+      parse: Makes a config of a config.json's fields and the name of its source.
+
+    Raises:
+      InputError: No such name, or a source without a config.
+      WeightsError: The config.json is none.
+    """
+    if config is None:
+        if isinstance(source, Mapping) or os.path.isfile(source):
+            raise InputError(f"a file of weights does not say its sizes: give a config, or one of {', '.join(known)}")
+        return parse(read_config(source), os.fspath(source))
+    if not isinstance(config, str):
+        return config
+    if config not in known:
+        raise InputError(f"there is no published {kind} {config!r}; there are {', '.join(known)}")
+    return known[config]
 
 
 def read_safetensors(path: Source) -> dict[str, np.ndarray]:

@@ -32,8 +32,7 @@ from jaxsem.weights.convert import (
     invert,
     strip_prefixes,
 )
-from jaxsem.weights.huggingface import read_config, read_state_dict
-from jaxsem.weights.torch_files import state_dict_of
+from jaxsem.weights.huggingface import choose_config, open_state
 
 _ONE = Transform("the only row", lambda a: a[0], lambda a: a[None])
 _POINTWISE = Transform("1x1 convolution to linear", lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None])
@@ -64,11 +63,8 @@ def load_sam(
       InputError: Nothing is there, or no config can be told.
       WeightsError: The files are damaged or do not fit; lists every key that does not.
     """
-    config = _config_of(source, config)
-    if isinstance(source, Mapping):
-        name, state = "the state dict", state_dict_of(source, "the state dict")
-    else:
-        name, state = os.fspath(source), read_state_dict(source)
+    config = choose_config(source, config, "SAM", CONFIGS, config_from_transformers)
+    state, name = open_state(source)
     state = _untied(strip_prefixes(state, ("module.",)), name)
     module = Sam(config, dtype, param_dtype)
     meta = any(key.startswith("image_encoder.") for key in state)
@@ -148,18 +144,6 @@ def _without_tables(block: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
 
 
 # -- configs ----------------------------------------------------------------------------------------------------------
-
-
-def _config_of(source: Any, config: SamConfig | str | None) -> SamConfig:
-    if isinstance(config, SamConfig):
-        return config
-    if isinstance(config, str):
-        if config not in CONFIGS:
-            raise InputError(f"there is no published SAM {config!r}; there are {', '.join(CONFIGS)}")
-        return CONFIGS[config]
-    if isinstance(source, Mapping) or os.path.isfile(source):
-        raise InputError(f"a file of weights does not say its sizes: give a config, or one of {', '.join(CONFIGS)}")
-    return config_from_transformers(read_config(source), os.fspath(source))
 
 
 def config_from_transformers(fields: Mapping[str, Any], name: str = "the config") -> SamConfig:
