@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxsem import codec as driver
 from jaxsem import shapes
 from jaxsem.codec import QUALITY_STEPS, Codec
-from jaxsem.codecs.hyperprior import FLOAT_NETWORKS, GAUSSIAN_TABLES, SCALE_THRESHOLDS
+from jaxsem.codecs.hyperprior import FLOAT_NETWORKS, GAUSSIAN_TABLES, SCALE_THRESHOLDS, grid_of
 from jaxsem.entropy.tables import Tables, gaussian_tables, quantise_counts
 from jaxsem.errors import InputError, WeightsError
 from jaxsem.nn import exact
@@ -53,6 +53,11 @@ def calibrate(codec: Codec, images: Sequence[np.ndarray]) -> Codec:
       InputError: Too few images, or images without content.
       WeightsError: Some layer cannot be computed exactly, or the rate of these images would rise by more than 2 %.
     """
+    if not codec.module.exactable:
+        raise WeightsError(
+            f"{codec.name} decides its tables by layers that have no exact arithmetic, such as attention: use "
+            "arithmetic='float', whose files decode on the same kind of device"
+        )
     levels = range(max(len(codec.lambdas), 1))
     samples = [_latents(codec, pixels, level) for pixels in _prepared(images) for level in levels]
     grids, before = _choose_grids(codec.module, codec.params, samples)
@@ -64,7 +69,9 @@ def calibrate(codec: Codec, images: Sequence[np.ndarray]) -> Codec:
             f"exact arithmetic would cost {codec.name} {100 * loss:.2f} % of rate on these {len(images)} images, more than "
             f"{100 * MAX_LOSS:g} %: calibrate with more images, train it with exact=True, or use arithmetic='float'"
         )
-    return with_grids(replace(codec, tables=_fit_tables(codec.tables, coded)), grids)
+    # A factorised codec has no Gaussian table in use: its own are those of the trained densities.
+    tables = _fit_tables(codec.tables, coded) if codec.module.y_slices else codec.tables
+    return with_grids(replace(codec, tables=tables), grids)
 
 
 def with_grids(codec: Codec, grids: Grids) -> Codec:
@@ -82,10 +89,9 @@ def with_grids(codec: Codec, grids: Grids) -> Codec:
 def _check_grids(module: Any, params: Mapping[str, Any], grids: Grids) -> None:
     """Refuses grids that are not exactly those of the model's layers."""
     config, flat = module.config, flatten_dict(dict(grids), sep="/")
-    wanted: dict[str, tuple[Any, tuple[int, ...] | None]] = {
-        "mean": (np.int8, ()),
-        "thresholds": (np.float32, (GAUSSIAN_TABLES - 1,)),
-    }
+    wanted: dict[str, tuple[Any, tuple[int, ...] | None]] = {"mean": (np.int8, ())}
+    if module.y_slices:
+        wanted["thresholds"] = np.float32, (GAUSSIAN_TABLES - 1,)
     if config.lambdas:
         wanted["gain_z/inverse"] = (np.float32, ((len(config.lambdas) - 1) * QUALITY_STEPS + 1, config.hyper))
     networks = {name: part for name, part in params.items() if name not in FLOAT_NETWORKS}
@@ -168,16 +174,24 @@ Sample = tuple[dict[str, jax.Array], np.ndarray]  # latents of one image, and it
 def _latents(codec: Codec, pixels: np.ndarray, level: int) -> Sample:
     quality = np.full(1, level, np.float32)
     y = driver.run_analysis(codec.module, codec.params, pixels, quality)
-    return {"y": y, "z": driver.run_hyper_analysis(codec.module, codec.params, y, quality)}, quality
+    latents = {"y": y, "z": driver.run_hyper_analysis(codec.module, codec.params, y, quality)}
+    if codec.module.serial:
+        latents["y_hat"] = driver.decoded_serially(codec, latents, level)
+    return latents, quality
 
 
 Coded = list[tuple[np.ndarray, np.ndarray]]  # of each slice, the tables and the symbols
 
 
 def _walk(module: Any, latents: dict[str, jax.Array], quality: jax.Array) -> tuple[jax.Array, Coded]:
-    """Estimated bits of one image's latents, and what is coded: all slices, as a decoder computes them."""
-    state, bits, coded = module.begin(1, latents["z"].shape[1:3], quality), jnp.zeros(()), []
+    """Estimated bits of one image's latents, and what is coded: all slices, as a decoder computes them.
+
+    Where y is coded position by position, the context is that of the y_hat found in floats before.
+    """
+    state, bits, coded = module.begin(1, grid_of(latents), quality), jnp.zeros(()), []
     for i in range(module.slices):
+        if module.serial and i:
+            state = {**state, "y_hat": latents["y_hat"]}
         table, mean, scale = module.predict(i, state)
         symbols = jnp.round(module.values_of(i, latents) - mean)
         values = symbols + mean
@@ -262,7 +276,8 @@ def _choose_grids(module: Any, params: Any, samples: Sequence[Sample]) -> tuple[
     exponents = _input_exponents(module, params, samples, peaks)
     params = jax.device_get(params)
     flat: dict[Path, np.ndarray] = {("mean",): np.int8(MEAN_EXPONENT)}
-    flat["thresholds",] = np.asarray(SCALE_THRESHOLDS[module.config.scale_rule], np.float32)
+    if module.y_slices:
+        flat["thresholds",] = np.asarray(SCALE_THRESHOLDS[module.config.scale_rule], np.float32)
     if module.config.lambdas:
         flat["gain_z", "inverse"] = _gains(module, params)
     for path, layer in layers.items():

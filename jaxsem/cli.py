@@ -65,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         _eval,
         _train,
         _calibrate,
+        _weights,
         _features,
         _classify,
         _caption,
@@ -202,6 +203,26 @@ def _calibrate(commands) -> None:
     add("--weights", metavar="FILE", help="weights for a preset that comes without: ours, or a CompressAI checkpoint")
     add("--data", metavar="SPEC", help="photos, a folder or tfds:name/split (default: the bundled ones)")
     add("--limit", metavar="N", type=_positive, default=12, help="use the first N photos (default: %(default)s)")
+    add("-o", "--output", metavar="OUT", required=True, help="the file, or a folder for model.safetensors")
+    _add_force(parser)
+    _add_quiet(parser)
+
+
+def _weights(commands) -> None:
+    parser = _command(
+        commands,
+        "weights",
+        "convert",
+        "convert weights of image codecs, CompressAI's to ours and ours to CompressAI's",
+        "Networks and densities stay as they are, and nothing is run. What goes to CompressAI is a safetensors file with its keys: "
+        "load_state_dict(safetensors.torch.load_file(OUT)), then update().",
+    )
+    add = parser.add_argument
+    add("preset", metavar="PRESET", help="a preset, a folder or file of weights, or a Hugging Face id")
+    add("--weights", metavar="FILE", help="weights for a preset that comes without: ours, or a CompressAI checkpoint")
+    layouts = "ours, CompressAI's, or that of ELIC's re-implementation (default: %(default)s)"
+    add("--to", choices=("jaxsem", "compressai", "elicre"), default="jaxsem", help=layouts)
+    add("--quality", metavar="Q", type=float, help="of a codec of several rates, the one to keep: others have one only")
     add("-o", "--output", metavar="OUT", required=True, help="the file, or a folder for model.safetensors")
     _add_force(parser)
     _add_quiet(parser)

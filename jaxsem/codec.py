@@ -25,15 +25,15 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from jaxsem import losses
-from jaxsem.codecs.hyperprior import QUALITY_STEPS
-from jaxsem.entropy import rans
+from jaxsem.codecs import serial
+from jaxsem.codecs.hyperprior import QUALITY_STEPS, grid_of
+from jaxsem.codecs.serial import SYMBOL_LIMIT
+from jaxsem.entropy import rans, traced
 from jaxsem.entropy.tables import Tables
 from jaxsem.errors import FormatError, InputError, WeightsError
 
 _EXACT = 0x80
 ARITHMETICS = ("exact", "float")
-# Far outside every table, yet safe in int32 with any mean: a broken model cannot overflow the escape code.
-_SYMBOL_LIMIT = 2.0**20
 
 Batch = dict[str, jax.Array]
 
@@ -157,7 +157,7 @@ def run_analysis(module: Any, params: Any, image: jax.Array, quality: jax.Array)
 
 @partial(jax.jit, static_argnames="module")
 def run_hyper_analysis(module: Any, params: Any, y: jax.Array, quality: jax.Array) -> jax.Array:
-    """Z of y."""
+    """Z, what the factorised prior codes, of y."""
     return module.apply({"params": params}, y, quality, method="hyper_analysis")
 
 
@@ -177,9 +177,9 @@ def _start(module, grid, variables, quality):
 
 @partial(jax.jit, static_argnames=("module", "i"))
 def _advance(module, i, variables, state, symbols, mean):
-    """The state after slice i and the prediction of slice i + 1, None after the last."""
+    """The state after slice i and the prediction of slice i + 1; None after the last, and where y is coded serially."""
     state = module.apply(variables, i, state, symbols.astype(jnp.float32) + mean, method="place")
-    last = i + 1 == module.slices
+    last = i + 1 == module.slices or module.serial
     return state, None if last else module.apply(variables, i + 1, state, method="predict")
 
 
@@ -187,7 +187,7 @@ def _advance(module, i, variables, state, symbols, mean):
 def _quantise(module, i, variables, latents, mean, scale, inside):
     """Symbols of slice i, zero in the padding, and the model's estimate of their bits, for each image."""
     values = module.apply(variables, i, latents, method="values_of")
-    symbols = jnp.where(inside, jnp.clip(jnp.round(values - mean), -_SYMBOL_LIMIT, _SYMBOL_LIMIT), 0.0)
+    symbols = jnp.where(inside, jnp.clip(jnp.round(values - mean), -SYMBOL_LIMIT, SYMBOL_LIMIT), 0.0)
     probability = module.apply(variables, i, symbols + mean, mean, scale, method="likelihood_of")
     return symbols.astype(jnp.int32), -jnp.where(inside, jnp.log2(probability), 0.0).sum(axis=(1, 2, 3))
 
@@ -223,22 +223,58 @@ def code_latents(codec: Codec, latents: dict[str, jax.Array], sizes: Sequence[Si
 
     Args:
       codec: The codec; in float arithmetic a batch is one image.
-      latents: y [b, h, w, m] and z [b, h/4, w/4, n].
+      latents: y [b, h, w, m] and z, as `analyze` gives them.
       sizes: Of each image; symbols of its padding are not coded.
       quality: As a packet holds it.
     """
     module, variables = codec.module, variables_of(codec, codec.arithmetic == "exact")
-    grid = latents["z"].shape[1:3]
+    grid = grid_of(latents)
     state, (table, mean, scale) = _start(module, grid, variables, np.full(len(sizes), quality, np.float32))
     slices, total = [], 0.0
-    for i in range(module.slices):
+    for i in range(1 if module.serial else module.slices):
         inside = _inside(module, i, grid, sizes)
         symbols, bits = _quantise(module, i, variables, latents, mean, scale, inside)
         slices.append((symbols, table, inside))
         total = total + bits
         if i + 1 < module.slices:
-            state, (table, mean, scale) = _advance(module, i, variables, state, symbols, mean)
+            state, prediction = _advance(module, i, variables, state, symbols, mean)
+            table, mean, scale = prediction or (None, None, None)
+    if module.serial:
+        coded = _run_serial(codec, variables, state["psi"], latents["y"], sizes, None)
+        slices.append((coded.symbols, coded.tables, _inside(module, 1, grid, sizes)))
+        total = total + coded.bits
     return Coded(tuple(slices), total)
+
+
+def decoded_serially(codec: Codec, latents: dict[str, jax.Array], quality: float) -> jax.Array:
+    """y_hat [1, h, w, m] that a decoder gets from one whole image of a codec that codes y position by position, in floats."""
+    variables, grid = variables_of(codec, False), latents["z"].shape[1:3]
+    state, (_, median, _) = _start(codec.module, grid, variables, np.full(1, quality, np.float32))
+    state, _ = _advance(codec.module, 0, variables, state, jnp.round(latents["z"] - median), median)
+    sizes = [tuple(16 * side for side in latents["y"].shape[1:3])]
+    return _run_serial(codec, variables, state["psi"], latents["y"], sizes, None).y_hat
+
+
+def _run_serial(
+    codec: Codec,
+    variables: Any,
+    psi: jax.Array,
+    y: jax.Array,
+    sizes: Sequence[Size],
+    streams: Sequence[traced.Stream] | None,
+) -> serial.Coded:
+    """Codes y, or decodes it from streams, position by position: a batch at once on an accelerator, image by image on a CPU."""
+    extents = np.array([[-(-side // 16) for side in size] for size in sizes], np.int32)
+    if streams is None:
+        streams = [traced.start(rans.START, np.zeros(0, np.uint8), serial.room(*y.shape[1:]))] * len(sizes)
+        decoding = np.bool_(False)
+    else:
+        decoding = np.bool_(True)
+    run = partial(serial.run, codec.module, variables, traced.look_ups(codec.tables))
+    if len(sizes) > 1 and jax.default_backend() != "cpu":
+        return run(psi, y, extents, jax.tree.map(lambda *each: np.stack(each), *streams), decoding, batched=True)
+    parts = [run(psi[k], y[k], extents[k], streams[k], decoding) for k in range(len(sizes))]
+    return jax.tree.map(lambda *each: jnp.stack(each), *parts)
 
 
 def _inside(module: Any, i: int, grid: tuple[int, int], sizes: Sequence[Size]) -> np.ndarray:
@@ -254,11 +290,16 @@ def encode(codec: Codec, coded: Coded, count: int) -> list[bytes]:
 
 def _encode_one(codec: Codec, slices: list, head: bytes) -> bytes:
     encoder, check = rans.Encoder(codec.tables), zlib.crc32(head)
-    for symbols, table, inside in slices:
-        mask = np.broadcast_to(inside, symbols.shape)
-        flat = symbols[mask]
+    for i, (symbols, table, inside) in enumerate(slices):
+        inline = i > 0 and codec.module.serial
+        if inline:
+            rows, columns = serial.order(int(inside[:, 0, 0].sum()), int(inside[0, :, 0].sum()))
+            flat, indices = symbols[rows, columns].ravel(), table[rows, columns].ravel()
+        else:
+            mask = np.broadcast_to(inside, symbols.shape)
+            flat, indices = symbols[mask], table[mask]
         check = zlib.crc32(flat.astype("<i4").tobytes(), check)
-        encoder.push(flat, table[mask])
+        encoder.push(flat, indices, inline)
     return encoder.finish(check & 0xFFFF)
 
 
@@ -287,7 +328,7 @@ def decode(codec: Codec, packets: Sequence[bytes], sizes: Sequence[Size], grid: 
       codec: The codec whose digest the files name.
       packets: Of each image, all in one arithmetic; float arithmetic takes one image at a time.
       sizes: Of each image; those beyond the packets fill up the batch.
-      grid: Height and width of z, from the images' shape bucket.
+      grid: Height and width in cells of 64 pixels, from the images' shape bucket.
 
     Returns:
       y_hat [b, 4 grid_h, 4 grid_w, m].
@@ -305,10 +346,35 @@ def decode(codec: Codec, packets: Sequence[bytes], sizes: Sequence[Size], grid: 
         return flat
 
     qualities, exact = [quality for quality, _ in heads], heads[0][1]
-    y_hat = decode_slices(codec, pull, qualities, sizes, grid, exact)
+    state = _decode_slices(codec, pull, qualities, sizes, grid, exact)
+    y_hat = state["y_hat"]
+    if codec.module.serial:
+        y_hat, flats = _decode_serially(codec, decoders, state, sizes, exact)
+        checks = [zlib.crc32(flat.astype("<i4").tobytes(), check) for flat, check in zip(flats, checks, strict=True)]
     for decoder, check in zip(decoders, checks, strict=True):
         decoder.finish(check & 0xFFFF)
     return y_hat
+
+
+def _decode_serially(
+    codec: Codec, decoders: Sequence[rans.Decoder], state: Any, sizes: Sequence[Size], exact: bool
+) -> tuple[jax.Array, list[np.ndarray]]:
+    """y_hat [b, h, w, m] of a batch from what its streams hold after z, and the symbols of each stream in their order."""
+    variables, shape = variables_of(codec, exact), state["y_hat"].shape
+    streams = [decoder.read_on(lambda at, data: (at, 0, (at, data))) for decoder in decoders]
+    streams = [traced.start(at, data, serial.room(*shape[1:])) for at, data in streams]
+    # Images that fill up the batch have no positions, and nothing is read for them.
+    streams += [streams[-1]] * (len(sizes) - len(decoders))
+    coded = _run_serial(codec, variables, state["psi"], jnp.zeros(shape), sizes, streams)
+    symbols, ends = jax.device_get((coded.symbols, coded.stream._replace(data=None)))
+    flats = []
+    for k, decoder in enumerate(decoders):
+        decoder.read_on(lambda at, data, k=k: (int(ends.state[k]), int(ends.cursor[k]), None))
+        if not ends.sound[k]:
+            raise FormatError("the image packet is damaged: it holds an escaped value that no encoder writes")
+        rows, columns = serial.order(*(-(-side // 16) for side in sizes[k]))
+        flats.append(symbols[k][rows, columns].ravel())
+    return coded.y_hat, flats
 
 
 def decode_slices(
@@ -326,16 +392,26 @@ def decode_slices(
       pull: Called as pull(k, table), gives the next symbols of image k, int32, for their tables, both [symbols].
       qualities: As the packets hold them; one for each image that is pulled.
       sizes: Of each image; those beyond the qualities fill up the batch.
-      grid: Height and width of z.
+      grid: Height and width in cells of 64 pixels.
       exact: In which arithmetic.
 
     Returns:
       y_hat [b, 4 grid_h, 4 grid_w, m], with its last slice under way.
+
+    Raises:
+      InputError: The codec has no slices of y: it codes them position by position.
     """
+    if codec.module.serial:
+        raise InputError(f"{codec.name} codes y position by position, not in slices: see jaxsem.codecs.serial")
+    return _decode_slices(codec, pull, qualities, sizes, grid, exact)["y_hat"]
+
+
+def _decode_slices(codec: Codec, pull: Callable, qualities: Sequence[float], sizes, grid: tuple[int, int], exact: bool):
+    """The state after the slices that the driver decodes: all of them, or z only."""
     module, variables = codec.module, variables_of(codec, exact)
     filled = np.array([*qualities, *[qualities[-1]] * (len(sizes) - len(qualities))], np.float32)
     state, prediction = _start(module, grid, variables, filled)
-    for i in range(module.slices):
+    for i in range(1 if module.serial else module.slices):
         table, mean, _ = prediction
         table = np.asarray(table)
         mask = np.broadcast_to(_inside(module, i, grid, sizes), table.shape)
@@ -343,4 +419,4 @@ def decode_slices(
         for k in range(len(qualities)):
             symbols[k][mask[k]] = pull(k, table[k][mask[k]])
         state, prediction = _advance(module, i, variables, state, symbols, mean)
-    return state["y_hat"]
+    return state

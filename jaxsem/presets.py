@@ -14,7 +14,14 @@ from jaxsem.backbones.clip_config import VIT_L14_336, ClipConfig, TextConfig, Vi
 from jaxsem.backbones.gpt2 import Gpt2Config
 from jaxsem.calibration import calibrate, with_grids
 from jaxsem.codec import Codec
-from jaxsem.codecs import ElicConfig, HyperpriorConfig, build_module, param_shapes
+from jaxsem.codecs import (
+    ElicConfig,
+    FactorizedConfig,
+    HyperpriorConfig,
+    ScaleHyperpriorConfig,
+    build_module,
+    param_shapes,
+)
 from jaxsem.data.images import list_images, read_image
 from jaxsem.data.words import WordTokenizer
 from jaxsem.entropy.factorised import factorised_tables, quantiles_by_bisection
@@ -24,7 +31,7 @@ from jaxsem.nn.exact import COLLECTION
 from jaxsem.systems.clipcap import ClipCapConfig
 from jaxsem.systems.feature_config import FeatureConfig
 from jaxsem.systems.pqvae import RELEASED, PqvaeConfig
-from jaxsem.weights.native import check_shapes, half_kernels, identity, read_weights, write_weights
+from jaxsem.weights.native import check_shapes, half_kernels, identity, is_foreign, read_weights, write_weights
 
 if TYPE_CHECKING:
     from jaxsem.systems.feature_codec import FeatureCodec
@@ -142,6 +149,36 @@ _PRESETS = (
     Preset("elic", "elic", ElicConfig(), "ELIC at its published size; weights from a file of yours"),
     Preset("elic-official", "elic", ElicConfig(variant="official"), "ELIC as CompressAI's Elic2022Official"),
     Preset("hyperprior", "hyperprior", HyperpriorConfig(), "Mean-scale hyperprior (mbt2018-mean), N=128, M=192"),
+    Preset(
+        "hyperprior-wide",
+        "hyperprior",
+        HyperpriorConfig(192, 320),
+        "Mean-scale hyperprior, qualities 5 to 8, N=192, M=320",
+    ),
+    Preset(
+        "bmshj2018-factorized",
+        "factorized",
+        FactorizedConfig(),
+        "Factorised prior, qualities 1 to 5, N=128, M=192",
+    ),
+    Preset(
+        "bmshj2018-factorized-wide",
+        "factorized",
+        FactorizedConfig(192, 320),
+        "Factorised prior, qualities 6 to 8, N=192, M=320",
+    ),
+    Preset(
+        "bmshj2018-hyperprior",
+        "scale-hyperprior",
+        ScaleHyperpriorConfig(),
+        "Scale hyperprior, qualities 1 to 5, N=128, M=192",
+    ),
+    Preset(
+        "bmshj2018-hyperprior-wide",
+        "scale-hyperprior",
+        ScaleHyperpriorConfig(192, 320),
+        "Scale hyperprior, qualities 6 to 8, N=192, M=320",
+    ),
 )
 PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _PRESETS})
 
@@ -255,7 +292,7 @@ def card_of(name: str, weights: str | Path | None = None) -> Mapping[str, Any]:
         path = ASSETS / str(PRESETS[name].weights)
     else:
         path = _find(name)
-    return read_weights(path).card if path.suffix == ".safetensors" else {}
+    return read_weights(path).card if path.suffix == ".safetensors" and not is_foreign(path) else {}
 
 
 def _find(name: str) -> Path:
@@ -303,7 +340,7 @@ def _from_file(name: str, path: Path, sha256: str | None = None) -> "Codec | Fea
 
 def _from_any(preset: Preset, path: Path, arithmetic: str | None, clip: str | Path | None) -> "Codec | FeatureCodec":
     path = weights_path(path)
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" and not is_foreign(path):
         return _from_file(preset.name, path)
     if preset.system == FEATURES:
         from jaxsem.systems import feature_files
@@ -319,7 +356,8 @@ def _from_any(preset: Preset, path: Path, arithmetic: str | None, clip: str | Pa
     module, params = load_compressai(path, preset.system, preset.config)
     # Float32 as published: rounding could move a symbol away from the one that CompressAI codes.
     codec = freeze(preset.name, module, params, half=False)
-    return codec if arithmetic == "float" else calibrate(codec, bundled_photos())
+    wanted = arithmetic or ("exact" if module.exactable else "float")
+    return codec if wanted == "float" else calibrate(codec, bundled_photos())
 
 
 def bundled_photos() -> list[np.ndarray]:

@@ -363,5 +363,6 @@ def _write_best(module: Any, settings: Recipe, folder: Path, step: int, valid: A
     card = {"recipe": _plain(settings), "date": date.today().isoformat(), "steps": step, "best": info}
     path = folder / presets.WEIGHTS_NAME
     presets.save(codec, path, settings.system, card, force=True)  # first without calibration: it may refuse
-    presets.save(calibrate(codec, first_images(valid, _CALIBRATION)), path, settings.system, card, force=True)
+    if module.exactable:
+        presets.save(calibrate(codec, first_images(valid, _CALIBRATION)), path, settings.system, card, force=True)
     return path

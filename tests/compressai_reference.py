@@ -21,8 +21,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxsem.codecs import Elic, ElicConfig, HyperpriorConfig, MeanScaleHyperprior, param_shapes
-from jaxsem.weights.compressai import table_of, to_compressai
+from jaxsem.codecs import SYSTEMS, ElicConfig, FactorizedConfig, HyperpriorConfig, ScaleHyperpriorConfig, param_shapes
+from jaxsem.weights.compressai import class_of, table_of, to_compressai
 from jaxsem.weights.convert import invert
 
 CHECKS = Path(__file__).parent / "codecs" / "compressai_1_2_8.json"
@@ -38,9 +38,11 @@ CONFIGS = {
     "official": ElicConfig(variant="official", **_ELIC),
     "chandelier": ElicConfig(variant="chandelier", **_ELIC),
     "hyperprior": HyperpriorConfig(channels=8, latent=12, scale_rule="above"),
+    "factorized": FactorizedConfig(channels=8, latent=12),
+    "scale-hyperprior": ScaleHyperpriorConfig(channels=8, latent=12, scale_rule="above"),
 }
 SIZE = (64, 128)
-# Of the last analysis and synthesis layers (ELIC, hyperprior): symbols of a few units, images of about one.
+# Of the last analysis and synthesis layers (ELIC, the others): symbols of a few units, images of about one.
 _GAINS = {"g_a.13.weight": 2.5, "g_s.14.weight": 0.05, "g_a.6.weight": 4.0, "g_s.6.weight": 0.02}
 
 
@@ -103,8 +105,12 @@ def image() -> np.ndarray:
 
 
 def module_of(name: str):
-    config = CONFIGS[name]
-    return Elic(config) if isinstance(config, ElicConfig) else MeanScaleHyperprior(config)
+    return SYSTEMS[system_of(name)][0](CONFIGS[name])
+
+
+def system_of(name: str) -> str:
+    """The codec family of one of the `CONFIGS`."""
+    return next(system for system, (_, record) in SYSTEMS.items() if type(CONFIGS[name]) is record)
 
 
 @functools.cache
@@ -145,13 +151,13 @@ def reference_model(name: str):
     """CompressAI's model of the same widths, with the seeded weights, in evaluation mode."""
     torch, compressai = import_compressai()
     config, models = CONFIGS[name], compressai.models
-    if name == "hyperprior":
-        net = models.MeanScaleHyperprior(config.channels, config.latent)
-    else:
+    if isinstance(config, ElicConfig):
         net = {"official": models.Elic2022Official, "chandelier": models.Elic2022Chandelier}[name](
             config.hyper, config.latent, list(config.groups)
         )
         _narrow(torch, net, config)
+    else:
+        net = eval(class_of(config), vars(models))
     net.load_state_dict({key: torch.from_numpy(value) for key, value in random_state_dict(name).items()})
     return net.eval()
 
@@ -193,7 +199,7 @@ def reference_outputs(name: str) -> dict[str, np.ndarray]:
         with mock.patch.object(EntropyModel, "compress", spy):
             net.compress(x)
     bits = {f"bits_{k}": float(-v.double().log2().sum()) for k, v in forward["likelihoods"].items()}
-    return {"x_hat": _last(forward["x_hat"]), "slices": slices, **bits}
+    return {"x_hat": _last(forward["x_hat"]), "slices": slices, "bits_z": 0.0, **bits}
 
 
 def _last(tensor) -> np.ndarray:

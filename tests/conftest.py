@@ -26,6 +26,16 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def fast_compilation():
+    """XLA at its lowest level: half the time for tests that run each program a few times and compare no two programs' bits."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def tiny_codec():
     """A variable-rate ELIC of a few thousand random parameters: everything works, nothing looks good."""

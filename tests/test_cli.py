@@ -20,7 +20,7 @@ from jaxsem.data.images import read_image
 from jaxsem.presets import Preset
 
 COMMANDS = (
-    *("demo", "calibrate", "compress", "decompress", "info", "eval", "train", "presets"),
+    *("demo", "calibrate", "compress", "decompress", "info", "eval", "train", "presets", "weights"),
     *("features", "classify", "caption", "refer"),
 )
 

@@ -81,7 +81,7 @@ def test_full_precision_survives_where_it_is_asked_for(tiny_codec, tmp_path):
     assert np.array_equal(again.params["g_a"]["layers_0"]["kernel"], params["g_a"]["layers_0"]["kernel"])
 
 
-@pytest.mark.parametrize("name", ["elic", "elic-official", "hyperprior"])
+@pytest.mark.parametrize("name", ["elic", "elic-official", "hyperprior", "bmshj2018-factorized-wide"])
 def test_a_preset_without_weights_says_how_to_give_them(name):
     with pytest.raises(WeightsError, match=r"weights='elic\.pth\.tar'"):
         presets.load(name)

@@ -1,9 +1,9 @@
 """Zero-shot accuracy over the rate, for every quantiser of features: figures 4 and 5 of papers/1.
 
     jaxsem features ... --out train.npy          (and test.npy; both with the classes of their images)
-    python tools/feature_rates.py --train train.npy --test test.npy --texts texts.npy --json rates.json --out plots
+    python tools/feature_rates.py --train train.npy --test test.npy --texts pqvae-mini --json rates.json --out plots
 
-Row i of `texts` is the feature of class i of the record of `test`, such as `ClipModel.class_features` gives. Every method of
+`--texts` is the preset whose CLIP reads the class names of `test`, or a file whose row i is the feature of class i. Every method of
 `bench_features` is fitted to the train features at every rate that it can meet, and the test features are coded. Measured are
 
     accuracy      share of the decoded test features whose nearest class, of those that occur in the test data, is in the picture
@@ -35,8 +35,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxsem import results
+from jaxsem.commands.features import open_clip
 from jaxsem.errors import InputError, JaxsemError
 from jaxsem.files import check_output, describe, make_folder, read_bytes
+from jaxsem.presets import PRESETS
 from jaxsem.systems.feature_arrays import Record, read_array, read_features
 from jaxsem.systems.feature_networks import SMALL, PqvaeQuantizer, Recipe, configs_of_latent
 from jaxsem.systems.features import check_features
@@ -79,7 +81,7 @@ class Data:
 # -- data -----------------------------------------------------------------------------------------------------------------
 
 
-def load(train: Path, test: Path, texts: Path, held_out: int | None = None) -> tuple[Data, dict[str, Any]]:
+def load(train: Path, test: Path, texts: str, held_out: int | None = None) -> tuple[Data, dict[str, Any]]:
     """The data, and what identifies it.
 
     Raises:
@@ -87,8 +89,8 @@ def load(train: Path, test: Path, texts: Path, held_out: int | None = None) -> t
         FormatError: A file that is damaged or foreign.
     """
     (seen, seen_record), (coded, record) = read_features(train), read_features(test)
-    class_features = _unit(read_array(texts), texts)
     names = _names(record, test)
+    class_features = _class_features(texts, names)
     if _names(seen_record, train) != names:
         raise InputError(f"{train} and {test} have different class names: extract both from the same data")
     shape, wanted = class_features.shape, (len(names), coded.shape[1])
@@ -120,6 +122,14 @@ def load(train: Path, test: Path, texts: Path, held_out: int | None = None) -> t
     checksum = f"{zlib.crc32(np.ascontiguousarray(class_features)):08x}"
     identity = {"train": seen_record["crc32"], "test": record["crc32"], "texts": checksum, "held_out": held_out}
     return data, identity
+
+
+def _class_features(texts: str, names: Sequence[str]) -> np.ndarray:
+    """Of a file, or of the CLIP of a preset."""
+    if texts in PRESETS:
+        return open_clip(None, None, texts).class_features(names)
+    path = Path(texts)
+    return _unit(read_array(path), path)
 
 
 def _names(record: Record, path: Path) -> list[str]:
@@ -333,8 +343,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, what in (("train", "features to fit to"), ("test", "features to code"), ("texts", "features of classes")):
+    for name, what in (("train", "features to fit to"), ("test", "features to code")):
         parser.add_argument(f"--{name}", metavar="FILE.npy", type=Path, required=True, help=what)
+    parser.add_argument(
+        "--texts", metavar="TEXTS", required=True, help="a preset with a CLIP, or features of the classes"
+    )
     parser.add_argument("--rates", type=float, nargs="+", metavar="R", default=RATES, help=f"bits a dimension {RATES}")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these, or families such as PQVAE")
     parser.add_argument("--held-out", type=_timing.positive, metavar="N", help="classes kept for testing")
@@ -344,6 +357,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--steps", type=_timing.positive, default=Recipe().steps, help="of a network's training (%(default)s)"
     )
+    parser.add_argument(
+        "--mixing", type=_share, default=Recipe().mixing, help="of features, 0 where there are many (%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the quantisers (0)")
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="draw rates.png, and ablation.png")
     parser.add_argument("--json", metavar="FILE", type=Path, help="keep the results here, and go on from them")
@@ -351,12 +367,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _share(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise ValueError
+    return float(text)
+
+
 def _run(options: argparse.Namespace) -> None:
     if not all(math.isfinite(rate) and rate > 0 for rate in options.rates):
         raise InputError(f"--rates are bits a dimension above 0, not {options.rates}")
     if options.seed < 0:
         raise InputError(f"--seed must be at least 0, not {options.seed}")
-    recipe = Recipe(steps=options.steps)
+    recipe = Recipe(steps=options.steps, mixing=options.mixing)
     select(methods(recipe), options.methods)  # refuses a name before the work
     parts = {"rates": (compare, draw_rates)}
     if options.ablation:

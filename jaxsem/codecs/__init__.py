@@ -9,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxsem.codecs.bmshj2018 import Factorized, FactorizedConfig, ScaleHyperprior, ScaleHyperpriorConfig
 from jaxsem.codecs.elic import Elic, ElicConfig
 from jaxsem.codecs.hyperprior import HyperpriorCodec, HyperpriorConfig, MeanScaleHyperprior
+from jaxsem.codecs.mbt2018 import JointConfig, JointHyperprior
+from jaxsem.codecs.tic import Tic, TicConfig
 from jaxsem.errors import InputError
 from jaxsem.nn.conv import draw_kernel
 
@@ -18,16 +21,31 @@ __all__ = [
     "SYSTEMS",
     "Elic",
     "ElicConfig",
+    "Factorized",
+    "FactorizedConfig",
     "HyperpriorCodec",
     "HyperpriorConfig",
+    "JointConfig",
+    "JointHyperprior",
     "MeanScaleHyperprior",
+    "ScaleHyperprior",
+    "ScaleHyperpriorConfig",
+    "Tic",
+    "TicConfig",
     "build_module",
     "init_params",
     "param_shapes",
     "system_of",
 ]
 
-SYSTEMS = {"elic": (Elic, ElicConfig), "hyperprior": (MeanScaleHyperprior, HyperpriorConfig)}
+SYSTEMS = {
+    "elic": (Elic, ElicConfig),
+    "hyperprior": (MeanScaleHyperprior, HyperpriorConfig),
+    "factorized": (Factorized, FactorizedConfig),
+    "scale-hyperprior": (ScaleHyperprior, ScaleHyperpriorConfig),
+    "joint": (JointHyperprior, JointConfig),
+    "tic": (Tic, TicConfig),
+}
 
 
 def build_module(system: str, config: Mapping[str, Any], dtype: Any = jnp.float32) -> HyperpriorCodec:

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsem import quantize
+from jaxsem import quantize, shapes
 from jaxsem.entropy.tables import scale_thresholds
 from jaxsem.errors import InputError
 from jaxsem.nn import exact
@@ -36,6 +36,8 @@ SCALE_THRESHOLDS = {rule: scale_thresholds(rule=rule) for rule in ("nearest", "a
 GAUSSIAN_TABLES = len(SCALE_THRESHOLDS["nearest"]) + 1
 FLOAT_NETWORKS = ("g_a", "g_s", "h_a")  # decide no table: what a decoder's slices do not run
 QUALITY_STEPS = 16  # of a quality, as packets hold it and exact gains are tabulated
+Y_STRIDE = 16  # pixels between neighbours of y
+_CELL = shapes.STRIDE
 _MEAN_LIMIT = 1 << 20  # in units of the grid of means
 
 Latents = dict[str, jax.Array]
@@ -103,6 +105,20 @@ class Gains(nn.Module):
         return jnp.exp((1 - weight) * table[low] + weight * table[jnp.minimum(low + 1, self.qualities - 1)])
 
 
+def gdn_transforms(channels: int, latent: int, dtype: Any) -> tuple[nn.Sequential, nn.Sequential]:
+    """g_a and g_s of Balle et al. (ICLR 2018) and after: four layers of stride 2, GDN between them."""
+    wide = [layer for _ in range(3) for layer in (Conv(channels, 5, 2, dtype), GDN(dtype=dtype))]
+    analysis = nn.Sequential([*wide, Conv(latent, 5, 2, dtype)])
+    wide = [layer for _ in range(3) for layer in (Deconv(channels, 5, dtype), GDN(True, dtype))]
+    return analysis, nn.Sequential([*wide, Deconv(3, 5, dtype)])
+
+
+def grid_of(latents: Latents) -> tuple[int, int]:
+    """Height and width, in cells of 64 pixels, of the images that latents belong to."""
+    height, width = latents["y"].shape[1:3]
+    return height * Y_STRIDE // _CELL, width * Y_STRIDE // _CELL
+
+
 class HyperpriorCodec(nn.Module):
     """The frame: transforms, hyper path, gains, and y coded in one or several slices after z.
 
@@ -112,6 +128,8 @@ class HyperpriorCodec(nn.Module):
 
     config: Any
     dtype: Any = jnp.float32
+    serial = False  # whether y is coded position by position: see `jaxsem.codecs.serial`
+    exactable = True  # whether its slices can be computed in exact arithmetic: see `jaxsem.nn.exact`
 
     def setup(self) -> None:
         """Builds all parts."""
@@ -127,10 +145,7 @@ class HyperpriorCodec(nn.Module):
         """Builds g_a, g_s, h_a and h_s."""
         cfg, t = self.config, self.dtype
         n, m = cfg.channels, cfg.latent
-        wide = [layer for _ in range(3) for layer in (Conv(n, 5, 2, t), GDN(dtype=t))]
-        self.g_a = nn.Sequential([*wide, Conv(m, 5, 2, t)])
-        wide = [layer for _ in range(3) for layer in (Deconv(n, 5, t), GDN(True, t))]
-        self.g_s = nn.Sequential([*wide, Deconv(3, 5, t)])
+        self.g_a, self.g_s = gdn_transforms(n, m, t)
         act = exact.LeakyRelu
         self.h_a = nn.Sequential([Conv(n, 3, 1, t), act(), Conv(n, 5, 2, t), act(), Conv(n, 5, 2, t)])
         self.h_s = nn.Sequential([Deconv(m, 5, t), act(), Deconv(m * 3 // 2, 5, t), act(), Conv(2 * m, 3, 1, t)])
@@ -139,6 +154,11 @@ class HyperpriorCodec(nn.Module):
     def y_slices(self) -> int:
         """Number of slices of y."""
         return 1
+
+    @property
+    def z_stride(self) -> int:
+        """Pixels between neighbours of z, the latent under the factorised prior."""
+        return _CELL
 
     def channels_of(self, i: int) -> tuple[int, int]:
         """First and past-last channel of y that slice i codes."""
@@ -161,6 +181,10 @@ class HyperpriorCodec(nn.Module):
         """Scale and mean of slice i from the state: `psi`, `y_hat` as decoded so far, and what `place_y` left."""
         scale, mean = jnp.split(state["psi"], 2, axis=-1)
         return scale, mean
+
+    def known(self, y: jax.Array, rng: jax.Array | None) -> jax.Array:
+        """What `predict_y` finds in `y_hat` before the first slice, in the forward pass: nothing."""
+        return jnp.zeros_like(y)
 
     # -- the frame ------------------------------------------------------------------------------------------------
 
@@ -225,7 +249,7 @@ class HyperpriorCodec(nn.Module):
         median = self.median()
         noisy, z_hat = quantize.mixed(latents["z"], median, rng_z)
         bits_z = _bits(self.entropy_bottleneck(noisy))
-        state = {"psi": self.hyper_synthesis(z_hat, quality), "y_hat": jnp.zeros_like(latents["y"])}
+        state = self.place(0, {"quality": quality, "y_hat": self.known(latents["y"], rng_y)}, z_hat)
         bits_y = jnp.zeros(x.shape[0])
         for i in range(self.y_slices):
             scale, mean = self.prediction(i, state)
@@ -244,9 +268,12 @@ class HyperpriorCodec(nn.Module):
         return 1 + self.y_slices
 
     def begin(self, batch: int, grid: tuple[int, int], quality: jax.Array) -> State:
-        """The state before anything is decoded; `grid` is the height and width of z."""
-        z_hat = jnp.zeros((batch, *grid, self.config.hyper))
-        y_hat = jnp.zeros((batch, 4 * grid[0], 4 * grid[1], self.config.latent))
+        """The state before anything is decoded; `grid` is the height and width of the images in cells of 64 pixels."""
+
+        def zeros(stride: int, channels: int) -> jax.Array:
+            return jnp.zeros((batch, *(n * _CELL // stride for n in grid), channels))
+
+        z_hat, y_hat = zeros(self.z_stride, self.config.hyper), zeros(Y_STRIDE, self.config.latent)
         return {"quality": quality, "z_hat": z_hat, "y_hat": y_hat}
 
     def predict(self, i: int, state: State) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -256,11 +283,14 @@ class HyperpriorCodec(nn.Module):
             table = jnp.broadcast_to(GAUSSIAN_TABLES + jnp.arange(self.config.hyper, dtype=jnp.int32), shape)
             return table, jnp.broadcast_to(self.median(), shape), jnp.zeros(shape)
         scale, mean = self.prediction(i - 1, state)
+        return self.table_of(scale), mean, scale
+
+    def table_of(self, scale: jax.Array) -> jax.Array:
+        """The Gaussian table, int32, of each scale."""
         thresholds = jnp.asarray(SCALE_THRESHOLDS[self.config.scale_rule], jnp.float32)
         if self.has_variable(exact.COLLECTION, "thresholds"):
             thresholds = self.get_variable(exact.COLLECTION, "thresholds")
-        table = jnp.searchsorted(thresholds, scale, method="compare_all")
-        return table.astype(jnp.int32), mean, scale
+        return jnp.searchsorted(thresholds, scale, method="compare_all").astype(jnp.int32)
 
     def values_of(self, i: int, latents: Latents) -> jax.Array:
         """The part of the latents that slice i codes."""
@@ -268,8 +298,10 @@ class HyperpriorCodec(nn.Module):
 
     def inside(self, i: int, grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
         """Which positions of slice i belong to an image of true `size` (height, width), not to its padding: host, [1, h, w, 1]."""
-        stride, scale = (64, 1) if i == 0 else (16, 4)
-        rows, columns = (np.arange(scale * n) < -(-side // stride) for n, side in zip(grid, size, strict=True))
+        stride = self.z_stride if i == 0 else Y_STRIDE
+        rows, columns = (
+            np.arange(n * _CELL // stride) < -(-side // stride) for n, side in zip(grid, size, strict=True)
+        )
         mask = (rows[:, None] & columns[None, :])[None, :, :, None]
         return mask if i == 0 else self.positions_of(i - 1, mask)
 

@@ -41,7 +41,7 @@ def describe_preset(preset: Preset) -> dict:
     if preset.system == FEATURES:
         shapes, qualities = feature_config.param_shapes(preset.config), len(preset.config.rates)
     else:
-        shapes, qualities = param_shapes(build_module(preset.system, config)), max(len(config["lambdas"]), 1)
+        shapes, qualities = param_shapes(build_module(preset.system, config)), max(len(preset.config.lambdas), 1)
     return {
         "name": preset.name,
         "system": preset.system,

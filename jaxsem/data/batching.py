@@ -78,10 +78,8 @@ class _CropRecord:
     min_scale: float
 
     def __call__(self, record: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return {
-            **record,
-            "image": random_crop(record["image"], self.size, rng, flip=self.flip, min_scale=self.min_scale),
-        }
+        # What else a source knows of its images, such as captions, is not for the device.
+        return {"image": random_crop(record["image"], self.size, rng, flip=self.flip, min_scale=self.min_scale)}
 
 
 class Batches:

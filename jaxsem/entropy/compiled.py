@@ -6,6 +6,7 @@ and the buffers come in two sizes, so that a process compiles two programs per d
 size; longer inputs go through in several calls.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
@@ -156,30 +157,16 @@ def _encoder(bucket: int, precision: int, bound_bits: int):
 
 @lru_cache(maxsize=64)
 def _decoder(bucket: int, sizes: tuple[int, int, int], precision: int, lookup_bits: int, bound_bits: int):
-    bound, low_bound = np.uint32(1 << bound_bits), np.uint32(1 << (bound_bits - 8))
-    slot_mask, low_half = np.uint32((1 << precision) - 1), np.uint32(0xFFFF)
-    one, byte, half = np.uint32(1), np.uint32(8), np.uint32(16)
+    def run(window, indices, head, *look_ups):
+        def fetch(cursor):
+            return _at(window, cursor), _at(window, cursor + 1)
 
-    def run(window, indices, head, lookup, lookup_entries, entries):
         def step(i, carry):
             state, cursor, found = carry
-            slot = state & slot_mask
-            cell = _at(indices, i) << np.int32(lookup_bits)
-            cell = cell + (slot >> np.uint32(precision - lookup_bits)).astype(jnp.int32)
-            # Mostly the first entry of the cell is the one. It has a table of its own, so that the state, on which
-            # everything waits, needs one load and not two.
-            position, entry = lax.while_loop(
-                lambda here: slot - (here[1] >> half) > (here[1] & low_half),
-                lambda here: (here[0] + np.int32(1), _at(entries, here[0] + np.int32(1))),
-                (_at(lookup, cell), _at(lookup_entries, cell)),
+            table = _at(indices, i)
+            state, cursor, position = read_symbol(
+                state, cursor, fetch, table, *look_ups, precision, lookup_bits, bound_bits
             )
-            state = ((entry & low_half) + one) * (state >> np.uint32(precision)) + slot - (entry >> half)
-            # Both bytes are fetched before it is known how many are needed, for the same reason.
-            pair = (_at(window, cursor).astype(jnp.uint32) << byte) | _at(window, cursor + 1).astype(jnp.uint32)
-            first, second = state < bound, state < low_bound
-            longer = jnp.where(second, (state << half) | pair, (state << byte) | (pair >> byte))
-            state = jnp.where(first, longer, state)
-            cursor = cursor + first.astype(jnp.int32) + second.astype(jnp.int32)
             return state, cursor, found.at[i].set(position, mode="promise_in_bounds")
 
         carry = head[0], jnp.int32(0), jnp.zeros(bucket, jnp.int32)
@@ -189,6 +176,56 @@ def _decoder(bucket: int, sizes: tuple[int, int, int], precision: int, lookup_bi
     shapes = [((2 * bucket + 2,), np.uint8), ((bucket,), np.int32), ((2,), np.uint32)]
     look_ups = [((size,), dtype) for size, dtype in zip(sizes, (np.int32, np.uint32, np.uint32))]
     return _compile(run, *shapes, *look_ups)
+
+
+def read_symbol(
+    state: jax.Array,
+    cursor: jax.Array,
+    fetch: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    table: jax.Array,
+    lookup: jax.Array,
+    lookup_entries: jax.Array,
+    entries: jax.Array,
+    precision: int,
+    lookup_bits: int,
+    bound_bits: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One traced step of the decoder.
+
+    Args:
+        state: uint32 (), the coder's state.
+        cursor: int32 (), how many bytes were used.
+        fetch: gives the two bytes from a cursor on, uint8.
+        table: int32 (), the table of the symbol.
+        lookup: int32, the first entry of each cell.
+        lookup_entries: uint32, the entries there.
+        entries: uint32, all entries: ``start << 16 | frequency - 1``.
+        precision: bits of the tables.
+        lookup_bits: bits of a slot that choose a cell.
+        bound_bits: logarithm of the lower bound of the state.
+
+    Returns:
+        The state, the cursor, and the position int32 () of the symbol.
+    """
+    bound, low_bound = np.uint32(1 << bound_bits), np.uint32(1 << (bound_bits - 8))
+    low_half, one, byte, half = np.uint32(0xFFFF), np.uint32(1), np.uint32(8), np.uint32(16)
+    slot = state & np.uint32((1 << precision) - 1)
+    cell = (table << np.int32(lookup_bits)) + (slot >> np.uint32(precision - lookup_bits)).astype(jnp.int32)
+    # Mostly the first entry of the cell is the one. It has a table of its own, so that the state, on which
+    # everything waits, needs one load and not two.
+    position, entry = lax.while_loop(
+        lambda here: slot - (here[1] >> half) > (here[1] & low_half),
+        lambda here: (here[0] + np.int32(1), _at(entries, here[0] + np.int32(1))),
+        (_at(lookup, cell), _at(lookup_entries, cell)),
+    )
+    state = ((entry & low_half) + one) * (state >> np.uint32(precision)) + slot - (entry >> half)
+    # Both bytes are fetched before it is known how many are needed, for the same reason.
+    high, low = fetch(cursor)
+    pair = (high.astype(jnp.uint32) << byte) | low.astype(jnp.uint32)
+    first, second = state < bound, state < low_bound
+    longer = jnp.where(second, (state << half) | pair, (state << byte) | (pair >> byte))
+    cursor = cursor + first.astype(jnp.int32) + second.astype(jnp.int32)
+    return jnp.where(first, longer, state), cursor, position
 
 
 def _at(array, index):

@@ -23,12 +23,16 @@ moved out, the last one first.
 **Slices and escapes.** Symbols come in slices (one `push`, one `pull`). A value outside its table is written as the
 table's escape symbol. When a slice has m > 0 escape symbols, it is followed by the escaped values, in their order:
 first their m lengths, then all their digits, as `jaxsem.entropy.escapes` defines them. Each length and digit is one
-symbol of a table of 16 equal frequencies, 2^(p-4).
+symbol of a table of 16 equal frequencies, 2^(p-4). In an inline slice each escape symbol is followed at once by its own
+length and digits, so that a reader who needs the value for what comes next has it (`jaxsem.entropy.traced`).
 
 The cost is 4 bytes over the ideal of the tables, and less than 0.01 % on top. The bytes do not depend on the
 back-end: "python" (`jaxsem.entropy.reference`), "compiled" (`jaxsem.entropy.compiled`), or NumPy over many streams at
 once (`jaxsem.entropy.lanes`, with ``LONG``). The golden tests pin them; any change is a new version of the format.
 """
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 
@@ -36,6 +40,8 @@ from jaxsem.entropy import compiled, escapes, reference
 from jaxsem.entropy.symbols import as_indices, as_symbols, find_positions
 from jaxsem.entropy.tables import ESCAPED, Tables
 from jaxsem.errors import FormatError, InputError
+
+T = TypeVar("T")
 
 BOUND_BITS = 23
 START = 1 << BOUND_BITS
@@ -69,12 +75,13 @@ class Encoder:
         self._backend = _check_backend(backend)
         self._positions: list[np.ndarray] = []
 
-    def push(self, symbols: np.ndarray, indices: np.ndarray) -> None:
+    def push(self, symbols: np.ndarray, indices: np.ndarray, inline: bool = False) -> None:
         """Append one slice.
 
         Args:
             symbols: integers of any shape, each within 32 bits.
             indices: table of each symbol, same shape.
+            inline: whether an escaped value follows its escape symbol, and not the slice.
 
         Raises:
             InputError: if shapes or types do not fit, an index names no table, or a value lies outside a closed table.
@@ -85,11 +92,19 @@ class Encoder:
             raise InputError(f"Symbols and table indices must have one shape, not {symbols.shape} and {indices.shape}.")
         symbols, indices = symbols.ravel(), indices.ravel()
         positions, escaped = find_positions(symbols, indices, self._tables)
-        self._positions.append(positions)
-        if len(escaped):
-            tables = indices[escaped]
-            digits = escapes.to_digits(symbols[escaped], coding.offsets[tables], coding.limits[tables])
-            self._positions.append(np.concatenate(digits) + coding.bases[coding.digit_table])
+        if not len(escaped):
+            self._positions.append(positions)
+            return
+        tables = indices[escaped]
+        lengths, digits = escapes.to_digits(symbols[escaped], coding.offsets[tables], coding.limits[tables])
+        base = coding.bases[coding.digit_table]
+        if inline:
+            starts = np.cumsum(lengths) - lengths
+            parts = [np.append(n, digits[k : k + n]) + base for k, n in zip(starts, lengths)]
+            places = np.repeat(escaped + 1, lengths + 1)
+            self._positions.append(np.insert(positions, places, np.concatenate(parts)))
+        else:
+            self._positions += [positions, np.concatenate([lengths, digits]) + base]
 
     def finish(self, seal: int = 0) -> bytes:
         """The stream of all slices pushed so far; at least 4 bytes.
@@ -158,6 +173,21 @@ class Decoder:
             values[escaped] = self._escaped(coding.offsets[tables], coding.limits[tables])
         return values.reshape(shape)
 
+    def read_on(self, program: Callable[[int, np.ndarray], tuple[int, int, T]]) -> T:
+        """Let a compiled program read from here on by itself; see `jaxsem.entropy.traced`.
+
+        Args:
+            program: given the state and the bytes that are left, uint8; returns the new state, how many bytes it used, and
+                what it read.
+
+        Raises:
+            FormatError: if the program asked for more bytes than there are.
+        """
+        self._state, used, result = program(self._state, self._bytes[self._cursor :])
+        self._cursor += used
+        self._check_length()
+        return result
+
     def finish(self, seal: int = 0) -> None:
         """Confirm that the stream was read to its very end.
 
@@ -182,9 +212,12 @@ class Decoder:
         else:
             data = (self._tables, indices.tolist(), BOUND_BITS)
             self._state, self._cursor, positions = reference.decode_steps(self._state, self._data, self._cursor, *data)
+        self._check_length()
+        return np.asarray(positions, np.int32)
+
+    def _check_length(self) -> None:
         if self._cursor > len(self._data) or self._state < START:
             raise FormatError(f"The coded stream ends early: more than its {len(self._data)} bytes are needed.")
-        return np.asarray(positions, np.int32)
 
     def _escaped(self, offsets: np.ndarray, limits: np.ndarray) -> np.ndarray:
         coding = self._tables.coding

@@ -1,4 +1,4 @@
-"""Convolution layers with parameters: ordinary, transposed, sub-pixel and checkerboard-masked.
+"""Convolution layers with parameters: ordinary, transposed, sub-pixel and masked.
 
 Kernels are kept in the order (row, column, in, out). Initialisation is uniform in +-1/sqrt(fan-in), the habit of the
 published codecs, with zero biases. Each layer also computes exactly where it is given a grid: see `jaxsem.nn.exact`.
@@ -17,8 +17,12 @@ kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def draw_kernel(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """What `kernel_init` draws, on the host: float32 from U(-b, b) with b = 1 / sqrt(fan-in)."""
-    return (rng.uniform(-1.0, 1.0, shape) / np.sqrt(np.prod(shape[:-1]))).astype(np.float32)
+    """What `kernel_init` draws, on the host: float32 from U(-b, b) with b = 1 / sqrt(fan-in).
+
+    Kernels have two or four axes; one more in front is that of a stack of layers (`nn.scan`).
+    """
+    fan_in = np.prod(shape[len(shape) % 2 : -1])
+    return (rng.uniform(-1.0, 1.0, shape) / np.sqrt(fan_in)).astype(np.float32)
 
 
 class Conv(nn.Module):
@@ -99,6 +103,46 @@ class CheckerboardConv(nn.Module):
         return y + bias
 
 
+class MaskedConv(nn.Module):
+    """Convolution that sees only what comes before in raster order: the rows above, and the same row's left part.
+
+    Source: van den Oord et al., Pixel recurrent neural networks (ICML 2016), mask A.
+    """
+
+    features: int
+    size: int = 5
+    dtype: Any = jnp.float32
+
+    @staticmethod
+    def taps(kernel: jax.Array) -> jax.Array:
+        """The kernel as it is convolved: zero from the middle on."""
+        seen = np.arange(kernel.shape[0] * kernel.shape[1]) < kernel.shape[0] * kernel.shape[1] // 2
+        return kernel * seen.reshape(*kernel.shape[:2], 1, 1)
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [b, h, w, i] to [b, h, w, features]."""
+        y, bias = _convolve(self, x)
+        return y + bias
+
+    @nn.nowrap
+    def at(self, window: jax.Array) -> jax.Array:
+        """What `__call__` gives in the middle of windows [n, size, size, i]: [n, features].
+
+        In float arithmetic it may differ from that in the last bit.
+        """
+        kernel, bias = (jnp.asarray(self.get_variable("params", name)) for name in ("kernel", "bias"))
+        half = self.size**2 // 2
+        n, _, _, channels = window.shape
+        # Channel by channel, so that equal groups of channels stay together.
+        x = window.reshape(n, -1, channels)[:, :half].swapaxes(1, 2).reshape(1, 1, n, -1)
+        taps = kernel.reshape(-1, channels, self.features)[:half].swapaxes(0, 1).reshape(1, 1, -1, self.features)
+        if (grid := exact.grid_of(self)) is not None:
+            grid = {**grid, "inputs": jnp.repeat(grid["inputs"], half, axis=1)}
+            return exact.convolve(x, taps, grid, 1, None)[0, 0] + bias
+        return (x[0, 0].astype(self.dtype) @ taps[0, 0].astype(self.dtype)) + bias.astype(self.dtype)
+
+
 class Dense(nn.Module):
     """A matrix product over the last axis: a 1x1 convolution of any number of axes."""
 
@@ -112,7 +156,7 @@ class Dense(nn.Module):
         return y.reshape(*x.shape[:-1], self.features)
 
 
-LAYERS = (Conv, Deconv, CheckerboardConv)  # those with a kernel of their own
+LAYERS = (Conv, Deconv, CheckerboardConv, MaskedConv)  # those with a kernel of their own
 
 
 def _convolve(

@@ -106,6 +106,17 @@ def write_weights(
     return hashlib.sha256(data).hexdigest()
 
 
+def is_foreign(path: str | os.PathLike) -> bool:
+    """Whether a file is sound safetensors that we did not write, such as a state dict of another library."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return "jaxsem" not in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
 def read_weights(path: str | os.PathLike) -> WeightsFile:
     """Reads a weights file that nobody vouches for.
 

@@ -24,7 +24,7 @@ def name(request):
 @pytest.fixture(scope="module")
 def ours(name):
     """Our forward pass, and what the slice driver hands to the coder."""
-    family = "hyperprior" if name == "hyperprior" else "elic"
+    family = reference.system_of(name)
     module, params = load_compressai(reference.random_state_dict(name), family, reference.CONFIGS[name])
     image, quality = reference.image(), jnp.zeros(1)
 
@@ -76,7 +76,7 @@ def test_compressai_loads_what_we_write_strictly_and_gets_it_back(name):
     torch, _ = reference.import_compressai()
     state = reference.random_state_dict(name)
     net = reference.reference_model(name)  # loaded strictly
-    family = "hyperprior" if name == "hyperprior" else "elic"
+    family = reference.system_of(name)
     written = to_compressai(*load_compressai(net.state_dict(), family, reference.CONFIGS[name]))
     net_state = {key: value.numpy() for key, value in net.state_dict().items()}
     assert written.keys() == net_state.keys() == state.keys()

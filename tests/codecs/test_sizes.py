@@ -5,7 +5,17 @@ import math
 import jax
 import pytest
 
-from jaxsem.codecs import Elic, ElicConfig, HyperpriorConfig, MeanScaleHyperprior, param_shapes
+from jaxsem.codecs import (
+    Elic,
+    ElicConfig,
+    Factorized,
+    FactorizedConfig,
+    HyperpriorConfig,
+    MeanScaleHyperprior,
+    ScaleHyperprior,
+    ScaleHyperpriorConfig,
+    param_shapes,
+)
 from jaxsem.errors import InputError
 
 
@@ -37,7 +47,19 @@ def test_the_hyperprior_has_the_published_count():
     assert count(param_shapes(MeanScaleHyperprior(HyperpriorConfig()))) == 7_028_003
 
 
-@pytest.mark.parametrize("config", [ElicConfig, HyperpriorConfig])
+@pytest.mark.parametrize(("module", "count_of"), [
+    (MeanScaleHyperprior(HyperpriorConfig(192, 320)), 17_561_699),
+    (Factorized(FactorizedConfig()), 2_998_147),
+    (Factorized(FactorizedConfig(192, 320)), 7_030_531),
+    (ScaleHyperprior(ScaleHyperpriorConfig()), 5_075_843),
+    (ScaleHyperprior(ScaleHyperpriorConfig(192, 320)), 11_816_323),
+])  # fmt: skip
+def test_the_classic_codecs_have_the_published_counts(module, count_of):
+    # CompressAI 1.2.8's models counted with numel().
+    assert count(param_shapes(module)) == count_of
+
+
+@pytest.mark.parametrize("config", [ElicConfig, HyperpriorConfig, ScaleHyperpriorConfig])
 def test_an_unknown_rule_for_scales_is_refused(config):
     with pytest.raises(InputError, match="'nearest' or 'above', not 'below'"):
         config(scale_rule="below")

@@ -6,6 +6,7 @@ import pytest
 
 from jaxsem.data.batching import DevicePrefetch, training_batches
 from jaxsem.data.photos import PhotoFolder, random_crop
+from jaxsem.data.sources import open_source
 from jaxsem.errors import InputError
 from jaxsem.training import batch_sharding, make_mesh
 
@@ -45,6 +46,12 @@ def test_each_epoch_holds_every_record_once_in_a_new_order():
     batches.close()
     assert all(sorted(order) == list(range(8)) for order in orders)
     assert len({tuple(order) for order in orders}) == 3
+
+
+def test_only_images_go_to_the_device():
+    source = open_source("scenes/64:train[:8]")  # records with captions, masks and boxes
+    batch = next(training_batches(source, 4, 32))
+    assert {name: array.shape for name, array in batch.items()} == {"image": (4, 32, 32, 3)}
 
 
 def test_same_seed_same_batches_other_seed_others(tmp_path):

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from optax import contrib
 
 from jaxsem.errors import InputError
 from jaxsem.training import OptimizerConfig, make_optimizer, make_schedule
@@ -96,6 +97,36 @@ def test_muon_makes_the_update_of_a_kernel_nearly_orthogonal():
     assert values.max() / values.min() < 5
     # Of the size of Adam's updates: 0.2 on average, times the learning rate.
     assert 0.1 < np.sqrt(np.mean(np.square(result["kernel"]))) / 0.02 < 1.5
+
+
+def test_muon_on_stacked_kernels_is_muon_on_each():
+    config = OptimizerConfig(name="muon", learning_rate=0.1, clip_norm=None)
+    # Two that go together, one that is their transpose, a square and a tall matrix, and one without any gradient at first.
+    shapes = {"a": (3, 3, 4, 8), "b": (36, 8), "c": (8, 36), "d": (8, 8), "e": (5, 5, 3, 2), "f": (36, 8)}
+    params = {name: {"kernel": jnp.zeros(shape)} for name, shape in shapes.items()}
+
+    def alone(leaf):
+        dimensions = contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), (leaf.ndim - 1,))
+        return contrib.muon(
+            0.1, ns_steps=3, preconditioning="aol", consistent_rms=0.2, muon_weight_dimension_numbers=dimensions
+        )
+
+    together = make_optimizer(config, 10)
+    state = together.init(params)
+    each = {name: alone(params[name]["kernel"]) for name in shapes}
+    states = {name: each[name].init(params[name]["kernel"]) for name in shapes}
+    rng = np.random.default_rng(0)
+    for step in range(3):
+        grads = {
+            name: {"kernel": jnp.asarray(rng.normal(size=shape) * (step > 0 or name != "f"), jnp.float32)}
+            for name, shape in shapes.items()
+        }
+        result, state = together.update(grads, state, params)
+        for name in shapes:
+            gradient = grads[name]["kernel"]
+            expected, states[name] = each[name].update(gradient, states[name], params[name]["kernel"])
+            assert jnp.abs(expected).max() > 1e-3 or (step == 0 and name == "f")
+            np.testing.assert_allclose(result[name]["kernel"], expected, rtol=1e-5, atol=1e-7)
 
 
 def test_muon_leaves_biases_and_gains_to_adam():
