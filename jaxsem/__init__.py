@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         decompress,
         decompress_items,
     )
-    from jaxsem.presets import PRESETS, Preset, freeze, load, save
+    from jaxsem.presets import PRESETS, Preset, freeze, load, load_mllm, save
     from jaxsem.systems.feature_codec import FeatureCodec
     from jaxsem.systems.feature_tasks import caption, classify, read_features, refer
 
@@ -56,6 +56,7 @@ __all__ = [
     "evaluate",
     "freeze",
     "load",
+    "load_mllm",
     "metrics",
     "read_features",
     "refer",
@@ -82,6 +83,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "freeze": "presets",
     "load": "presets",
+    "load_mllm": "presets",
     "read_features": "systems.feature_tasks",
     "refer": "systems.feature_tasks",
     "save": "presets",

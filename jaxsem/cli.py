@@ -70,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
         _classify,
         _caption,
         _refer,
+        _ask,
         _presets,
     ):
         add(commands)
@@ -316,6 +317,31 @@ def _refer(commands) -> None:
     add("-o", "--output", metavar="OUT", help="write the picture with all but the region darkened")
     _add_force(parser)
     _add_feature_codec(parser)
+
+
+def _ask(commands) -> None:
+    parser = _command(
+        commands,
+        "ask",
+        "ask",
+        "answer questions about a picture or a .jsem file",
+        "A file of a codec with a transform-neck is read without decoding its image; of other codecs the image is decoded first.",
+    )
+    add = parser.add_argument
+    add("input", metavar="FILE", help="a picture or a .jsem file")
+    add("question", metavar="QUESTION", nargs="+", help="such as 'How many objects are there?'")
+    add(
+        "--model",
+        metavar="MODEL",
+        default="llava-mini",
+        help="a preset, or a folder or id of LLaVA (default: %(default)s)",
+    )
+    add("--options", metavar="TEXT", nargs="+", help="choose the likeliest of these instead of writing freely")
+    add("--reconstruct", action="store_true", help="decode the image, and show the model that")
+    add("--max-tokens", metavar="N", type=_positive, default=64, help="longest answer (default: %(default)s)")
+    add("--int8", action="store_true", help="for a published model: hold its language part in 8 bits")
+    _add_weights(parser, "the codec, where the file's own is not among the shipped presets")
+    add("--json", action="store_true", help="print JSON")
 
 
 def _add_feature_codec(parser: argparse.ArgumentParser) -> None:

@@ -168,6 +168,12 @@ def run_synthesis(module: Any, params: Any, y_hat: jax.Array, quality: jax.Array
     return jnp.round(jnp.clip(x, 0.0, 1.0) * 255.0).astype(jnp.uint8)
 
 
+@partial(jax.jit, static_argnames="module")
+def run_without_gains(module: Any, params: Any, y_hat: jax.Array, quality: jax.Array) -> jax.Array:
+    """y_hat in the units of g_a."""
+    return module.apply({"params": params}, y_hat, quality, method="without_gains")
+
+
 @partial(jax.jit, static_argnames=("module", "grid"))
 def _start(module, grid, variables, quality):
     """The first state and the prediction of slice 0."""

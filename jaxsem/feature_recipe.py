@@ -8,8 +8,6 @@ it sees the 48 seen classes only.
 """
 
 import dataclasses
-import json
-from collections.abc import Callable
 from datetime import date
 from functools import cache
 from pathlib import Path
@@ -21,6 +19,7 @@ import numpy as np
 
 from jaxsem.backbones.clip import Clip
 from jaxsem.backbones.clip_inputs import tokenize
+from jaxsem.data.batching import ArrayBatches
 from jaxsem.data.scenes import SPLITS, SceneConfig, batch
 from jaxsem.data.words import WordTokenizer
 from jaxsem.entropy.indices import PriorRans
@@ -34,41 +33,11 @@ from jaxsem.systems.feature_files import assemble, save_feature_codec
 from jaxsem.systems.index_prior import fit_prior, freeze_prior
 from jaxsem.systems.pqvae import Pqvae, PqvaeConfig
 from jaxsem.training import pqvae as pqvae_training
-from jaxsem.training.checkpoint import load_best
 from jaxsem.training.clip import TEMPLATES, ClipTrainee, ScenePairs, clip_loss, scene_accuracy
-from jaxsem.training.loop import LoopConfig, train
-from jaxsem.training.optimizer import OptimizerConfig
-from jaxsem.training.sharding import make_mesh
+from jaxsem.training.stages import Stage, plain, remember, train_stage
 
 _CAPTION = 3  # of a scene's five: all objects with their sizes, and the background
 _VALID = 1024  # scenes that choose the best parameters of a stage
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """One training.
-
-    Attributes:
-      steps: Optimiser steps.
-      batch: Examples a step.
-      optimizer: Of the parameters.
-      ema_decay: Of the moving average that is evaluated and kept; None for none.
-      log_every: Steps between rows of metrics.
-      eval_every: Steps between evaluations and checkpoints.
-    """
-
-    steps: int
-    batch: int
-    optimizer: OptimizerConfig
-    ema_decay: float | None = 0.99
-    log_every: int = 50
-    eval_every: int = 500
-
-    def loop(self, best_metric: str, quiet: bool) -> LoopConfig:
-        """The loop's config."""
-        return LoopConfig(
-            self.steps, self.log_every, self.eval_every, self.eval_every, 1, self.ema_decay, best_metric, quiet=quiet
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +72,7 @@ class FeatureRecipe:
 
     def run(self, folder: Path, quiet: bool = False) -> Path:
         """Trains what is not there yet and writes the weights file; see `jaxsem.recipes.run_recipe`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self._remember(folder)
+        remember(self, folder)
         clip = self._clip(folder / "clip", quiet)
         train_features, valid_features = self._features(folder / "features.npz", clip, quiet)
         levels = [
@@ -113,17 +81,9 @@ class FeatureRecipe:
         ]
         captioner = self._captioner(folder / "captioner", clip, levels, quiet)
         codec = assemble(self.name, clip, levels, captioner)
-        card = {"recipe": _plain(self), "date": date.today().isoformat()}
+        card = {"recipe": plain(self), "date": date.today().isoformat()}
         save_feature_codec(codec, folder / "model.safetensors", card, force=True)
         return folder / "model.safetensors"
-
-    def _remember(self, folder: Path) -> None:
-        """Refuses a folder of another recipe: finished stages are not trained again."""
-        path, mine = folder / "recipe.json", _plain(self)
-        if path.exists() and (found := json.loads(path.read_text())) != mine:
-            names = ", ".join(sorted(key for key in mine if found.get(key) != mine[key]))
-            raise InputError(f"the run in {folder} was started with other settings of {names}; use another workdir")
-        path.write_text(json.dumps(mine, indent=1))
 
     # -- stages -----------------------------------------------------------------------------------------------------------
 
@@ -142,7 +102,7 @@ class FeatureRecipe:
             )
             return jax.jit(trainee.init)(jax.random.key(self.seed), images, texts)["params"]
 
-        params = _train(
+        params = train_stage(
             self.clip_stage,
             folder,
             clip_loss(self.config.clip, self.patch_weight),
@@ -173,12 +133,12 @@ class FeatureRecipe:
 
     def _level(self, folder: Path, config: PqvaeConfig, features: np.ndarray, valid: np.ndarray, quiet: bool) -> Level:
         module = Pqvae(config)
-        params = _train(
+        params = train_stage(
             self.rate_stage,
             folder,
             pqvae_training.training_loss(config, self.mixing),
             lambda: pqvae_training.first_params(module, features, self.seed),
-            lambda: pqvae_training.ArrayBatches({"features": features}, self.rate_stage.batch, self.seed),
+            lambda: ArrayBatches({"features": features}, self.rate_stage.batch, self.seed),
             pqvae_training.make_evaluation(config, valid),
             "cosine",
             quiet,
@@ -217,12 +177,12 @@ class FeatureRecipe:
             loss, metrics = loss_fn(params, rows, None)
             return {"loss": loss, **metrics}
 
-        params = _train(
+        params = train_stage(
             self.captioner_stage,
             folder,
             loss_fn,
             init,
-            lambda: pqvae_training.ArrayBatches(arrays("train"), self.captioner_stage.batch, self.seed),
+            lambda: ArrayBatches(arrays("train"), self.captioner_stage.batch, self.seed),
             lambda params: {name: float(value) for name, value in measure(params, arrays("valid")).items()},
             "loss",
             quiet,
@@ -252,40 +212,3 @@ def caption_arrays(clip: ClipModel, levels: list[Level], split: str, indices: ra
         found[mine] = at.features(at.indices(found[mine]))
     length = clip.module.config.text.context
     return {"features": found, "tokens": tokenize(tokenizer, texts, length)[:, 1:]}
-
-
-def _train(
-    stage: Stage,
-    folder: Path,
-    loss_fn: Callable,
-    init: Callable[[], Any],
-    make_batches: Callable[[], Any],
-    eval_fn: Callable,
-    best_metric: str,
-    quiet: bool,
-    seed: int,
-    renew_fn: Callable | None = None,
-) -> Any:
-    """The best parameters of a stage, trained unless the folder has them."""
-    done = folder / "done"
-    if not done.exists():
-        state = train(
-            loss_fn,
-            init(),
-            make_batches,
-            stage.optimizer,
-            stage.loop(best_metric, quiet),
-            folder,
-            eval_fn=eval_fn,
-            renew_fn=renew_fn,
-            mesh=make_mesh(),
-            seed=seed,
-        )
-        if int(state.step) < stage.steps:
-            raise InputError(f"stopped in {folder} at step {int(state.step)}: run the same command again to continue")
-        done.touch()
-    return jax.device_put(load_best(folder)[0])
-
-
-def _plain(recipe: FeatureRecipe) -> dict[str, Any]:
-    return json.loads(json.dumps(dataclasses.asdict(recipe)))

@@ -19,6 +19,7 @@ from jaxtyping import UInt8
 from jaxsem import codec as driver
 from jaxsem import shapes
 from jaxsem.codec import Codec
+from jaxsem.codecs.hyperprior import Y_STRIDE
 from jaxsem.container import File, Item, pack, unpack
 from jaxsem.errors import FormatError, InputError, WeightsError
 
@@ -162,19 +163,36 @@ def decompress_items(codec: Codec, items: Sequence[Item], batch: int | None = No
             f"the file of {codec.name} holds a CLIP feature, no image: use it with jaxsem classify or jaxsem caption, or "
             "with jaxsem.read_features"
         )
-    size = batch or default_batch()
     images: list[Image | None] = [None] * len(items)
-
-    def kind(item: Item) -> tuple:
-        return shapes.bucket(item.height, item.width), driver.read_head(codec, _packet(item))[1]
-
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        groups = [*_grouped(items, size, kind)]
-        latents = pool.map(lambda group: _decode(codec, [item for _, item in group], size), groups)
-        for group, y_hat in zip(groups, latents, strict=True):
-            for position, image in synthesise_batch(codec, group, y_hat):
-                images[position] = image
+    for group, y_hat in _decoded(codec, items, batch or default_batch()):
+        for position, image in synthesise_batch(codec, group, y_hat):
+            images[position] = image
     return images
+
+
+def decode_latents(codec: Codec, items: Sequence[Item], batch: int | None = None) -> list[np.ndarray]:
+    """Decodes container items to latents y_hat, for those who read them without an image: no synthesis runs.
+
+    Args:
+      codec: The codec that they were made with, at any quality.
+      items: Of `.jsem` files.
+      batch: Images a device batch; `None` decides by the device.
+
+    Returns:
+      float32 [rows, columns, channels] of each, in the units that g_a gives, alike at all qualities; one row and column for every
+      16 pixels begun.
+
+    Raises:
+      FormatError: A packet is damaged or missing.
+    """
+    latents: list[np.ndarray | None] = [None] * len(items)
+    for group, y_hat in _decoded(codec, items, batch or default_batch()):
+        qualities = [driver.read_head(codec, _packet(item))[0] for _, item in group]
+        quality = np.array([*qualities, *[qualities[-1]] * (len(y_hat) - len(group))], np.float32)
+        whole = np.asarray(driver.run_without_gains(codec.module, codec.params, y_hat, quality))
+        for (position, item), latent in zip(group, whole, strict=False):
+            latents[position] = latent[: -(-item.height // Y_STRIDE), : -(-item.width // Y_STRIDE)]
+    return latents
 
 
 # -- pieces ---------------------------------------------------------------------------------------------------------------
@@ -286,6 +304,18 @@ def _finish(codec: Codec, part: list, coded: driver.Coded) -> list[tuple[int, Co
         (position, Compressed(Item(*image.shape[:2], {PACKET: packet}), float(estimate), *image.shape[:2]))
         for (position, image), packet, estimate in zip(part, packets, bits, strict=False)
     ]
+
+
+def _decoded(codec: Codec, items: Sequence[Item], size: int) -> Iterator[tuple[list[tuple[int, Item]], jax.Array]]:
+    """Groups of (position, item) pairs of one shape bucket and their y_hat, filled up to `size`; host threads decode ahead."""
+
+    def kind(item: Item) -> tuple:
+        return shapes.bucket(item.height, item.width), driver.read_head(codec, _packet(item))[1]
+
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        groups = [*_grouped(items, size, kind)]
+        latents = pool.map(lambda group: _decode(codec, [item for _, item in group], size), groups)
+        yield from zip(groups, latents, strict=True)
 
 
 def _packet(item: Item) -> bytes:

@@ -1,186 +1,40 @@
-"""The presets: one frozen record each, and `load`, which turns a preset, a folder or a Hugging Face id into a codec."""
+"""`load`, which turns a preset, a folder or a Hugging Face id into a codec, and what makes and writes one."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxsem.backbones.clip_config import VIT_L14_336, ClipConfig, TextConfig, VisionConfig
-from jaxsem.backbones.gpt2 import Gpt2Config
 from jaxsem.calibration import calibrate, with_grids
 from jaxsem.codec import Codec
-from jaxsem.codecs import (
-    ElicConfig,
-    FactorizedConfig,
-    HyperpriorConfig,
-    ScaleHyperpriorConfig,
-    build_module,
-    param_shapes,
-)
+from jaxsem.codecs import build_module, param_shapes
 from jaxsem.data.images import list_images, read_image
-from jaxsem.data.words import WordTokenizer
 from jaxsem.entropy.factorised import factorised_tables, quantiles_by_bisection
 from jaxsem.entropy.tables import Tables, gaussian_tables, quantise_counts
 from jaxsem.errors import InputError, WeightsError
 from jaxsem.nn.exact import COLLECTION
-from jaxsem.systems.clipcap import ClipCapConfig
-from jaxsem.systems.feature_config import FeatureConfig
-from jaxsem.systems.pqvae import RELEASED, PqvaeConfig
-from jaxsem.weights.native import check_shapes, half_kernels, identity, is_foreign, read_weights, write_weights
+from jaxsem.preset_records import FEATURES, LANGUAGE, NECK, PRESETS, Preset
+from jaxsem.weights.native import (
+    WeightsFile,
+    check_shapes,
+    half_kernels,
+    identity,
+    is_foreign,
+    read_weights,
+    write_weights,
+)
 
 if TYPE_CHECKING:
     from jaxsem.systems.feature_codec import FeatureCodec
+    from jaxsem.systems.mllm import Mllm
 
 ASSETS = Path(__file__).parent / "assets"
 BUNDLED_PHOTOS = ASSETS / "photos"
 WEIGHTS_NAME = "model.safetensors"
-FEATURES = "pqvae"  # the system of codecs of CLIP features; all others are codecs of images
-_IMAGE_COLUMNS = ("quality", "bpp", "psnr", "ms_ssim")
-
-
-@dataclass(frozen=True)
-class Preset:
-    """What a preset is and where it comes from.
-
-    Attributes:
-      name: Its name.
-      system: The codec family.
-      config: The family's config.
-      summary: One line for people.
-      weights: File in `assets/`, or None: the weights are not shipped and come from a file or folder.
-      sha256: Of that file, in hexadecimal.
-      licence: Of the weights.
-      trained_on: Data and date.
-      recipe: The file in `experiments/` that trains it.
-      results: Measured rows, written by `jaxsem eval`.
-      columns: What the numbers of a row are.
-      results_on: The data, hardware and date of `results`.
-    """
-
-    name: str
-    system: str
-    config: Any
-    summary: str
-    weights: str | None = None
-    sha256: str | None = None
-    licence: str = "-"
-    trained_on: str = "-"
-    recipe: str | None = None
-    results: tuple[tuple[float, ...], ...] = field(default=())
-    results_on: str = "-"
-    columns: tuple[str, ...] = _IMAGE_COLUMNS
-
-
-_MINI_RATE = PqvaeConfig(width=192, channels=32, hidden=(96, 48), residual=32, residual_layers=2)
-PQVAE_MINI = FeatureConfig(
-    ClipConfig(
-        VisionConfig(
-            width=128, layers=4, heads=4, hidden=512, patch=16, image_size=128, activation="gelu", stem=(24, 48, 64)
-        ),
-        TextConfig(
-            width=128, layers=2, heads=4, hidden=512, vocabulary=len(WordTokenizer()), context=40, activation="gelu"
-        ),
-        projection=192,
-    ),
-    tuple(replace(_MINI_RATE, codeword=width, codebook=size) for width, size in ((16, 4), (16, 16), (8, 32))),
-    ClipCapConfig(
-        feature_width=192,
-        prefix=4,
-        gpt2=Gpt2Config(width=128, layers=3, heads=4, hidden=512, vocabulary=len(WordTokenizer()), context=48),
-        normalise=True,
-    ),
-)
-
-_PRESETS = (
-    Preset(
-        name="elic-mini",
-        system="elic",
-        config=ElicConfig(
-            widths=(32, 64, 96),
-            latent=128,
-            hyper=64,
-            groups=(8, 8, 16, 32, 64),
-            context=(96, 64),
-            lambdas=(0.0003, 0.001, 0.0035, 0.012),
-        ),
-        summary="ELIC's layout, small: four rates from one set of weights",
-        weights="elic-mini.safetensors",
-        sha256="bfb2b48413ceff972e7f8d3bdf166abe4a4064aff7af45270ceda7dfc831a082",
-        licence="non-commercial research",
-        trained_on="1,294 photos of BSDS500 and imagenet-sample-images, 2026-11-20",
-        recipe="experiments/elic_mini.py",
-        results=(
-            (0, 0.0686, 23.70, 0.8627),
-            (1, 0.1403, 25.75, 0.9166),
-            (2, 0.2524, 27.34, 0.9474),
-            (3, 0.3971, 28.19, 0.9623),
-        ),
-        results_on="50 photos of COCO train2017, 2-core x86, 2026-11-20",
-    ),
-    Preset(
-        name="pqvae-mini",
-        system=FEATURES,
-        config=PQVAE_MINI,
-        summary="PQVAE-shared with a small CLIP and captioner for scenes: classify, caption, refer",
-        weights="pqvae-mini.safetensors",
-        sha256="dc8fa26c21e875d5bf47c25a4f4689882343bf6fec3f7f443abd9956713c0dd0",
-        licence="Apache-2.0",
-        trained_on="scenes of the 48 seen classes, 2026-11-21",
-        recipe="experiments/pqvae_mini.py",
-        columns=("quality", "bytes", "bpd", "cosine", "accuracy_before", "accuracy"),
-        results=(
-            (0, 18.14, 0.298, 0.9855, 0.983, 0.979),
-            (1, 22.47, 0.478, 0.9897, 0.983, 0.982),
-            (2, 35.47, 1.019, 0.9937, 0.983, 0.984),
-        ),
-        results_on="1,600 scenes of one object of the 16 unseen classes, 2-core x86, 2026-11-21",
-    ),
-    Preset(
-        "pqvae",
-        FEATURES,
-        FeatureConfig(VIT_L14_336, (RELEASED,)),
-        "PQVAE-shared as released (400 bits); your `dim_16 size_4.pt` and CLIP ViT-L/14@336",
-    ),
-    Preset("elic", "elic", ElicConfig(), "ELIC at its published size; weights from a file of yours"),
-    Preset("elic-official", "elic", ElicConfig(variant="official"), "ELIC as CompressAI's Elic2022Official"),
-    Preset("hyperprior", "hyperprior", HyperpriorConfig(), "Mean-scale hyperprior (mbt2018-mean), N=128, M=192"),
-    Preset(
-        "hyperprior-wide",
-        "hyperprior",
-        HyperpriorConfig(192, 320),
-        "Mean-scale hyperprior, qualities 5 to 8, N=192, M=320",
-    ),
-    Preset(
-        "bmshj2018-factorized",
-        "factorized",
-        FactorizedConfig(),
-        "Factorised prior, qualities 1 to 5, N=128, M=192",
-    ),
-    Preset(
-        "bmshj2018-factorized-wide",
-        "factorized",
-        FactorizedConfig(192, 320),
-        "Factorised prior, qualities 6 to 8, N=192, M=320",
-    ),
-    Preset(
-        "bmshj2018-hyperprior",
-        "scale-hyperprior",
-        ScaleHyperpriorConfig(),
-        "Scale hyperprior, qualities 1 to 5, N=128, M=192",
-    ),
-    Preset(
-        "bmshj2018-hyperprior-wide",
-        "scale-hyperprior",
-        ScaleHyperpriorConfig(192, 320),
-        "Scale hyperprior, qualities 6 to 8, N=192, M=320",
-    ),
-)
-PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _PRESETS})
 
 
 def load(
@@ -210,6 +64,8 @@ def load(
       WeightsError: The weights are missing, damaged or do not fit, or were not calibrated.
     """
     preset = PRESETS.get(name)
+    if preset is not None and preset.system == LANGUAGE:
+        raise InputError(f"{name} is a language model, no codec: load it with jaxsem.load_mllm")
     if preset is None:
         codec = _from_file(Path(name).name, _find(name))
     elif weights is not None:
@@ -321,14 +177,56 @@ def _from_hub(repository: str) -> Path:
         ) from error
 
 
-def _from_file(name: str, path: Path, sha256: str | None = None) -> "Codec | FeatureCodec":
+def load_mllm(source: str | Path, **options: Any) -> "Mllm":
+    """Loads a multimodal language model.
+
+    Args:
+      source: A preset such as "llava-mini", a weights file or folder of ours, or a Hugging Face folder or id of LLaVA 1.5 or 1.6.
+      **options: For the latter, see `jaxsem.systems.mllm.load_mllm`.
+
+    Raises:
+      InputError: Nothing is there, options for a model of ours, which has none, or what `jaxsem.systems.mllm.load_mllm` refuses.
+      WeightsError: The weights are damaged, do not fit, or are those of a codec.
+    """
+    from jaxsem.systems import mllm, mllm_files
+
+    preset, path = PRESETS.get(str(source)), weights_path(source)
+    if preset is None and not path.is_file():
+        return mllm.load_mllm(source, **options)
+    if options:
+        raise InputError(f"{source} is a model of ours and takes no {', '.join(options)}: those are for published ones")
+    if preset is not None and (preset.system != LANGUAGE or preset.weights is None):
+        raise InputError(f"{source} is no language model that is shipped: name another preset, or a folder of LLaVA")
+    file = _read(path, None) if preset is None else _read(ASSETS / preset.weights, preset.sha256)
+    if file.system != LANGUAGE:
+        raise WeightsError(f"{source} holds weights of {file.system}, no language model: load it with jaxsem.load")
+    return mllm_files.from_file(str(source), file)
+
+
+def _read(path: Path, sha256: str | None) -> WeightsFile:
     file = read_weights(path)
     if sha256 is not None and file.sha256 != sha256:
         raise WeightsError(f"{path.name} has the SHA-256 {file.sha256[:12]}..., not {sha256[:12]}...: reinstall jaxsem")
+    return file
+
+
+def _from_file(name: str, path: Path, sha256: str | None = None) -> "Codec | FeatureCodec":
+    file = _read(path, sha256)
     if file.system == FEATURES:
         from jaxsem.systems import feature_files
 
         return feature_files.from_file(name, file)
+    if file.system == LANGUAGE:
+        raise WeightsError(f"{path} holds a language model, no codec: load it with jaxsem.load_mllm")
+    if file.system == NECK:
+        from jaxsem.systems import neck_codec
+
+        inside, *neck = neck_codec.split_file(name, file)
+        return neck_codec.with_neck(_image_codec(name, path, inside), *neck)
+    return _image_codec(name, path, file)
+
+
+def _image_codec(name: str, path: Path, file: WeightsFile) -> Codec:
     if file.tables is None:
         raise WeightsError(f"{path} has no integer tables, which a codec of images needs")
     module = build_module(file.system, file.config)

@@ -13,6 +13,8 @@ import pytest
 from jaxsem import pipeline, presets
 from jaxsem.container import pack
 
+pytestmark = pytest.mark.usefixtures("full_compilation")
+
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 # Compilers may order sums by these; none of them may matter.

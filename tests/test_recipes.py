@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -6,32 +7,59 @@ import pytest
 
 import jaxsem
 from jaxsem import presets, recipes
+from jaxsem.codecs import build_module, param_shapes
 from jaxsem.errors import InputError
-from jaxsem.training import sharding
-
-pytestmark = pytest.mark.usefixtures("fast_compilation")
+from jaxsem.training import sharding, stages
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 RECIPES = sorted(path.name for path in EXPERIMENTS.glob("*.py") if not path.name.startswith("_"))
+# Recipes of one kind: the first of them is run, and of the others it is seen that their loss can be computed.
+SAME = {"elic.py": "elic_mini.py", "elic_scenes.py": "elic_mini.py"}
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_the_quick_mode_trains_saves_and_loads(name, tmp_path, noise_photo, monkeypatch):
-    if (
-        name != "hyperprior.py"
-    ):  # which runs on all devices; for a checkpoint there, Orbax compiles a slice of every array
-        one = sharding.make_mesh(devices=jax.devices()[:1])
-        monkeypatch.setattr(sharding, "make_mesh", lambda: one)
-    path = recipes.run_recipe(EXPERIMENTS / name, tmp_path, quick=True, quiet=True)
-    codec = presets.load(str(tmp_path))
-    assert path == tmp_path / presets.WEIGHTS_NAME
-    photo = noise_photo(64, 64)
+@pytest.fixture
+def one_device(monkeypatch):
+    """Trainings on one device: for a checkpoint on eight, Orbax compiles a slice of every array."""
+    one = sharding.make_mesh(devices=jax.devices()[:1])
+    for module in (sharding, stages):
+        monkeypatch.setattr(module, "make_mesh", lambda: one)
+
+
+@pytest.mark.parametrize("name", sorted(set(RECIPES) - set(SAME) - {"hyperprior.py"}))
+def test_the_quick_mode_trains_saves_and_loads(name, tmp_path, noise_photo, one_device, tiny_preset):
+    tiny = [f"codec={tiny_preset}"] if name == "transform_neck_mini.py" else []
+    _train_and_use(name, tmp_path, noise_photo(64, 64), tiny)
+
+
+def test_the_quick_mode_works_on_all_devices(tmp_path, noise_photo):
+    _train_and_use("hyperprior.py", tmp_path, noise_photo(64, 64))
+
+
+def _train_and_use(name, folder, photo, overrides=()):
+    path = recipes.run_recipe(EXPERIMENTS / name, folder, overrides, quick=True, quiet=True)
+    assert path.parent == folder
+    if name == "llava_mini.py":
+        assert len(presets.load_mllm(path).answer([photo], ["Describe the image."], max_new_tokens=3)) == 1
+        return
+    codec = presets.load(str(path))
     files = jaxsem.compress(codec, [photo])
     if isinstance(codec, jaxsem.FeatureCodec):
         assert np.isfinite(jaxsem.read_features(codec, files)).all()
         assert len(jaxsem.caption(codec, jaxsem.read_features(codec, files))) == 1
     else:
         assert jaxsem.decompress(codec, files)[0].shape == photo.shape
+
+
+@pytest.mark.parametrize("name", sorted(SAME))
+def test_the_loss_of_a_full_size_recipe_can_be_computed(name):
+    recipe, quick = recipes.read_recipe(EXPERIMENTS / name)
+    recipes.override(recipe, quick)  # which takes all of the short cuts
+    module = build_module(recipe.system, dataclasses.asdict(recipe.config))
+    image = jax.ShapeDtypeStruct((recipe.batch, recipe.crop, recipe.crop, 3), np.uint8)
+    loss_fn = recipes.training_loss(module, recipe.weight)
+    loss, metrics = jax.eval_shape(loss_fn, param_shapes(module), {"image": image}, jax.random.key(0))
+    assert loss.shape == ()
+    assert {"bpp", "psnr"} <= metrics.keys()
 
 
 def test_quantisation_in_the_loop_goes_on_from_calibrated_weights(tmp_path):

@@ -211,9 +211,11 @@ class HyperpriorCodec(nn.Module):
 
     def synthesize(self, y_hat: jax.Array, quality: jax.Array) -> jax.Array:
         """Images [b, 16 h, 16 w, 3] about [0, 1], not clipped, from y_hat [b, h, w, m]."""
-        if self.config.lambdas:
-            y_hat = self.gain_y(y_hat, quality, inverse=True)
-        return self.g_s(y_hat).astype(jnp.float32)
+        return self.g_s(self.without_gains(y_hat, quality)).astype(jnp.float32)
+
+    def without_gains(self, y_hat: jax.Array, quality: jax.Array) -> jax.Array:
+        """Y_hat [b, h, w, m] in the units that g_a gives and g_s takes, alike at all qualities."""
+        return self.gain_y(y_hat, quality, inverse=True) if self.config.lambdas else y_hat
 
     def median(self) -> jax.Array:
         """Medians of z [n], on the grid of means where there is one."""

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import jax
 
+from jaxsem.backbones import llava
 from jaxsem.codecs import build_module, param_shapes
 from jaxsem.commands import console
-from jaxsem.presets import ASSETS, FEATURES, PRESETS, Preset
+from jaxsem.preset_records import FEATURES, LANGUAGE, Preset
+from jaxsem.presets import ASSETS, PRESETS
 from jaxsem.systems import feature_config
 
 # What a measured number is called, and its format.
@@ -40,6 +42,8 @@ def describe_preset(preset: Preset) -> dict:
     config = asdict(preset.config)
     if preset.system == FEATURES:
         shapes, qualities = feature_config.param_shapes(preset.config), len(preset.config.rates)
+    elif preset.system == LANGUAGE:
+        shapes, qualities = llava.param_shapes(llava.Llava(preset.config)), 1
     else:
         shapes, qualities = param_shapes(build_module(preset.system, config)), max(len(preset.config.lambdas), 1)
     return {

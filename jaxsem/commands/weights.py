@@ -9,8 +9,9 @@ from jaxsem.codec import Codec
 from jaxsem.codecs import build_module
 from jaxsem.errors import WeightsError
 from jaxsem.pipeline import check_weights
-from jaxsem.presets import ASSETS, FEATURES, PRESETS, load
-from jaxsem.systems import feature_files
+from jaxsem.preset_records import FEATURES, LANGUAGE, NECK
+from jaxsem.presets import ASSETS, PRESETS, load
+from jaxsem.systems import feature_files, neck_codec
 from jaxsem.systems.feature_codec import FeatureCodec
 from jaxsem.weights.native import WeightsFile, identity, read_weights
 
@@ -40,7 +41,7 @@ def shipped_digests() -> dict[str, bytes]:
     """The digest of every preset whose weights are shipped, by name; nothing is put on a device for it."""
     digests = {}
     for preset in PRESETS.values():
-        if preset.weights is not None:
+        if preset.weights is not None and preset.system != LANGUAGE:
             file = read_weights(Path(ASSETS, preset.weights))
             digests[preset.name] = digest_of(file)
     return digests
@@ -50,6 +51,8 @@ def digest_of(file: WeightsFile) -> bytes:
     """The digest of the codec in a weights file; nothing is put on a device for it."""
     if file.system == FEATURES:
         return feature_files.digest_of(file)
+    if file.system == NECK:
+        file = neck_codec.split_file("a preset", file)[0]
     config = asdict(build_module(file.system, file.config).config)
     return identity(config, file.params, file.tables.digest(), file.grids)
 

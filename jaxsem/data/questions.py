@@ -16,8 +16,6 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 
-from scipy import ndimage
-
 from jaxsem.data.boxes import Box, format_box
 from jaxsem.data.question_options import CATEGORIES, OPTION_WORDS, Asker, options_questions, words_of
 from jaxsem.data.scenes import CLASSES, COLOURS, SHAPES, WORDS, Phrase, Scene, captions, label_map, refer
@@ -181,6 +179,8 @@ def _pair(category: str, there: str, missing: str) -> Iterator[Question]:
 
 
 def _boxes(view: View, draws: Draws, size: int | tuple[int, int]) -> Iterator[Question]:
+    from scipy import ndimage  # takes a third of a second to import
+
     labels = label_map(view.scene, size)
     height, width = labels.shape
     windows = ndimage.find_objects(labels, len(view.scene.objects))

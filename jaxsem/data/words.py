@@ -22,6 +22,7 @@ class WordTokenizer:
     """
 
     def __init__(self, words: Sequence[str] = WORDS, marks: str = ",;"):
+        self.words, self.marks = tuple(words), marks
         self.pieces = ("<pad>", "<start>", *words, *marks, "<end>")
         inside = re.escape(marks)
         self._pattern = re.compile(rf"[a-z]+|[{inside}]|[^\sa-z{inside}]+")

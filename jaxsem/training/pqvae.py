@@ -5,7 +5,7 @@ latent of unit length and most are never used; so training starts from sub-vecto
 that hardly serve are moved to sub-vectors of the present batch from time to time (`quantize.revive_dead_codes`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,43 +21,6 @@ from jaxsem.systems.pqvae import Pqvae, PqvaeConfig, pqvae_loss
 
 _DEAD = 0.02  # of an even share of the uses
 _FIRST = 1024  # features that the first codebook is drawn from
-
-
-class ArrayBatches:
-    """Endless random rows of arrays that lie in memory or in a file; batch i is a function of (seed, i) alone.
-
-    Args:
-      arrays: By name, with one row for each example.
-      batch_size: Rows of a batch, drawn anew each time without repetition within it.
-      seed: Decides which.
-
-    Raises:
-      InputError: Arrays of unequal lengths, or shorter than a batch.
-    """
-
-    def __init__(self, arrays: Mapping[str, np.ndarray], batch_size: int, seed: int = 0):
-        lengths = {name: len(array) for name, array in arrays.items()}
-        if len(set(lengths.values())) != 1 or min(lengths.values()) < batch_size:
-            raise InputError(f"batches of {batch_size} need arrays of one length of at least that, not {lengths}")
-        self.arrays, self.batch_size, self.seed = dict(arrays), batch_size, seed
-        self._length, self._position = min(lengths.values()), 0
-
-    def __iter__(self) -> "ArrayBatches":
-        return self
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        rng = np.random.default_rng([self.seed, self._position])
-        rows = np.sort(rng.choice(self._length, self.batch_size, replace=False, shuffle=False))
-        self._position += 1
-        return {name: np.asarray(array[rows]) for name, array in self.arrays.items()}
-
-    def get_state(self) -> dict[str, int]:
-        """The position: how many batches were given."""
-        return {"batches": self._position}
-
-    def set_state(self, state: dict[str, int]) -> None:
-        """Goes to a position of `get_state`."""
-        self._position = state["batches"]
 
 
 def first_params(module: Pqvae, features: np.ndarray, seed: int = 0) -> dict[str, Any]:

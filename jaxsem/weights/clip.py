@@ -49,7 +49,7 @@ def load_clip(
     """
     config = choose_config(source, config, "CLIP", CONFIGS, config_from_transformers)
     state, name = open_state(source)
-    state = _split_fused(strip_prefixes(state, ("module.",)), name)
+    state = split_fused(strip_prefixes(state, ("module.",)), name)
     module = Clip(config, dtype, param_dtype)
     return module, convert(_table_for(config, state), state, param_shapes(module), name)
 
@@ -193,7 +193,7 @@ def transformers_table(config: ClipConfig, vision: str = "vision_model.", text: 
 
 
 def openai_table(config: ClipConfig) -> Table:
-    """The table of OpenAI's and open_clip's layout, its fused projections split by `_split_fused`."""
+    """The table of OpenAI's and open_clip's layout, its fused projections split by `split_fused`."""
     return (
         *(_openai_image(config.projection is not None) if config.vision else [_other(r"visual\..*")]),
         *(_openai_text(config.projection is not None) if config.text else [_other(_OPENAI_TEXT)]),
@@ -242,7 +242,7 @@ def _transformers_common(tower: str, prefix: str) -> Iterator[Entry | Ignored]:
 
 
 def _openai_image(projected: bool) -> Iterator[Entry | Ignored]:
-    yield from _openai_blocks("vision", "visual.transformer")
+    yield from openai_block("visual.transformer.resblocks.{i}", "vision/blocks[{i}]")
     yield Entry("visual.class_embedding", "vision/class_embedding")
     yield Entry("visual.conv1.weight", "vision/patch_kernel", CONV)
     yield Entry("visual.positional_embedding", "vision/positions")
@@ -252,7 +252,7 @@ def _openai_image(projected: bool) -> Iterator[Entry | Ignored]:
 
 
 def _openai_text(projected: bool) -> Iterator[Entry | Ignored]:
-    yield from _openai_blocks("text", "transformer")
+    yield from openai_block("transformer.resblocks.{i}", "text/blocks[{i}]")
     yield Entry("token_embedding.weight", "text/token_embedding")
     yield Entry("positional_embedding", "text/positions")
     yield from _norm("ln_final", "text/final_norm")
@@ -262,8 +262,8 @@ def _openai_text(projected: bool) -> Iterator[Entry | Ignored]:
 _OPENAI_TEXT = r"(?:transformer|token_embedding|ln_final)\..*|positional_embedding|text_projection"
 
 
-def _openai_blocks(tower: str, prefix: str) -> Iterator[Entry]:
-    layer, block = f"{prefix}.resblocks.{{i}}", f"{tower}/blocks[{{i}}]"
+def openai_block(layer: str, block: str) -> Iterator[Entry]:
+    """One residual block in OpenAI's layout, fused projections split by `split_fused`, as our `Block` at a path."""
     for part in _FUSED_PARTS:
         yield Entry(f"{layer}.attn.in_proj_weight[{part}]", f"{block}/attention/{part}/kernel", LINEAR)
         yield Entry(f"{layer}.attn.in_proj_bias[{part}]", f"{block}/attention/{part}/bias")
@@ -273,7 +273,7 @@ def _openai_blocks(tower: str, prefix: str) -> Iterator[Entry]:
         yield from _linear(f"{layer}.mlp.{theirs}", f"{block}/mlp/fc{i}")
 
 
-def _split_fused(state: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+def split_fused(state: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
     """Takes `in_proj_weight` and `in_proj_bias` apart: rows of queries, of keys, of values."""
     parts: dict[str, np.ndarray] = {}
     for key, value in state.items():

@@ -32,7 +32,7 @@ class WeightsFile:
       config: Fields of its config.
       card: Where the weights come from, as plain JSON.
       params: Parameters, nested, NumPy float32.
-      tables: The integer tables of an image codec; None for a codec of features.
+      tables: The integer tables of an image codec; None for what codes no images.
       grids: Those of exact arithmetic, nested; None for a codec that has only float arithmetic.
       coders: Arrays of the index coders of a codec of features, by quality and name; empty for an image codec.
       sha256: Of the whole file, in hexadecimal.
@@ -137,7 +137,7 @@ def read_weights(path: str | os.PathLike) -> WeightsFile:
         system, config, card = record["system"], record["config"], record["card"]
         if not (isinstance(system, str) and isinstance(config, dict) and isinstance(card, dict)):
             raise TypeError("system, config and card have other types")
-        tables = None if parts["coders/"] else Tables.from_arrays(parts["tables/"])
+        tables = Tables.from_arrays(parts["tables/"]) if parts["tables/"] else None
         coders = _nested(parts["coders/"])
     except (SafetensorError, KeyError, TypeError, ValueError, FormatError) as error:
         raise WeightsError(f"{path} is not a readable jaxsem weights file: {error}") from error

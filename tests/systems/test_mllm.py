@@ -22,8 +22,6 @@ from jaxsem.systems.mllm import Mllm, load_mllm, tokens_after
 from jaxsem.systems.mllm_prompts import Words, plain, vicuna, vicuna_bare
 from jaxsem.tasks import PLAIN, Example, Picture, evaluate
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 WORDS = WordTokenizer(["what", "is", "it", "where", *(f"{letter}{letter}" for letter in "abcdefghijklmnopqrst")])
 QUESTIONS = ["what is it", "where is it", "what", "aa bb cc is it where dd"]
 

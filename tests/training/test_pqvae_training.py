@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from jaxsem import quantize
+from jaxsem.data.batching import ArrayBatches
 from jaxsem.errors import InputError
 from jaxsem.systems.pqvae import Pqvae, PqvaeConfig, pqvae_loss
 from jaxsem.training import OptimizerConfig
 from jaxsem.training.fit import fit
 from jaxsem.training.pqvae import (
-    ArrayBatches,
     augmented,
     first_params,
     make_evaluation,
