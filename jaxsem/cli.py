@@ -71,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         _caption,
         _refer,
         _ask,
+        _complexity,
         _presets,
     ):
         add(commands)
@@ -352,6 +353,17 @@ def _add_feature_codec(parser: argparse.ArgumentParser) -> None:
 
 def _add_clip(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clip", metavar="CLIP", help="for --preset pqvae: a folder or Hugging Face id of CLIP")
+
+
+def _complexity(commands) -> None:
+    parser = _command(
+        commands,
+        "complexity",
+        "complexity",
+        "count parameters and operations of the transform-neck and of what it saves",
+        "Table 3 of the paper, counted from the modules themselves; nothing is computed.",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def _presets(commands) -> None:
