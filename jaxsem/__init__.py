@@ -10,7 +10,7 @@ from jaxsem.errors import FormatError, InputError, JaxsemError, OutputError, Wei
 from jaxsem.version import __version__
 
 if TYPE_CHECKING:
-    from jaxsem import codecs, container, data, entropy, errors, metrics, training
+    from jaxsem import codecs, container, data, entropy, errors, metrics, tasks, training
     from jaxsem.cache import enable_compilation_cache
     from jaxsem.calibration import calibrate
     from jaxsem.codec import Codec
@@ -61,10 +61,11 @@ __all__ = [
     "read_features",
     "refer",
     "save",
+    "tasks",
     "training",
 ]
 
-_MODULES = ("codecs", "container", "data", "entropy", "errors", "metrics", "training")
+_MODULES = ("codecs", "container", "data", "entropy", "errors", "metrics", "tasks", "training")
 _HOMES = {
     "Codec": "codec",
     "Compressed": "pipeline",

@@ -32,6 +32,7 @@ from jaxsem.systems.neck_codec import SCENARIOS, save_neck_codec, with_neck
 from jaxsem.systems.transform_neck import NeckConfig, TransformNeck
 from jaxsem.training.stages import Stage, plain, remember, train_stage
 from jaxsem.training.transform_neck import Student, Surrogate, distance_of, joint_loss, surrogate_loss
+from jaxsem.weights.native import read_weights, write_weights
 
 _SCENES = SceneConfig("seen")
 _BATCH = 64  # scenes at a time where latents and tokens are computed once
@@ -275,8 +276,8 @@ class _Work:
         codec = freeze(name, self.codec.module, params)
         return calibrate(codec, list(self.data("valid")["image"][:48])) if codec.module.exactable else codec
 
-    def post_processing(self) -> tuple[Student, Any]:
-        """The baseline: a U-Net between the codec's decoder and the whole tower, and its variables."""
+    def post_processing(self) -> None:
+        """The baseline: a U-Net between the codec's decoder and the whole tower; see `load_post_processing`."""
         stage, student = self.recipe.unet_stage, Student(self.clip.module.config, unet=self.recipe.unet)
         side = self.clip.image_size
         variables = jax.eval_shape(lambda: self._unet_variables(student, side))
@@ -298,7 +299,8 @@ class _Work:
             decoded("train")
             return self._batches(stage, ("x_hat", "tokens", "shares"))
 
-        decoded("valid")
+        if not (self.folder / "post_processing" / "done").exists():
+            decoded("valid")
         params = train_stage(
             stage,
             self.folder / "post_processing",
@@ -311,8 +313,12 @@ class _Work:
             self.recipe.seed,
             frozen={"clip": self.clip.params, "statistics": statistics},
         )
-        found = decoded("train")["x_hat"]
-        return student, self._with_statistics(student, params, statistics, found)
+        path = self.folder / "post_processing.safetensors"
+        if not path.exists():
+            found = self._with_statistics(student, params, statistics, decoded("train")["x_hat"])
+            card = {"recipe": plain(self.recipe), "date": date.today().isoformat()}
+            config = dataclasses.asdict(self.recipe.unet)
+            write_weights(path, "unet", config, card, jax.device_get(found), force=True)
 
     def _unet_variables(self, student: Student, side: int) -> Any:
         images = jnp.zeros((1, side, side, 3))
@@ -332,6 +338,23 @@ class _Work:
         count = min(_STATISTICS, len(x_hat) // _BATCH) or 1
         found = [run(x_hat[k * _BATCH : (k + 1) * _BATCH]) for k in range(count)]
         return {"params": params, "batch_stats": jax.tree.map(lambda *leaves: sum(leaves) / count, *found)}
+
+
+def load_post_processing(folder: Path, clip: str = "pqvae-mini") -> tuple[Student, Any]:
+    """The baseline Post-processing of a finished run: the module, which takes decoded images in [0, 1], and its variables.
+
+    Raises:
+      InputError: The run has none.
+      WeightsError: The file is damaged.
+    """
+    from jaxsem.presets import load
+
+    path = Path(folder) / "post_processing.safetensors"
+    if not path.exists():
+        raise InputError(f"{folder} has no post_processing.safetensors: its recipe has no U-Net, or is not finished")
+    file = read_weights(path)
+    unet = UnetConfig(tuple(file.config["widths"]), file.config["outputs"], file.config["residual"])
+    return Student(load(clip).clip.module.config, unet=unet), jax.device_put(dict(file.params))
 
 
 class Positioned(ArrayBatches):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from jaxsem.backbones.clip_config import VIT_L14_336, ClipConfig, TextConfig, VisionConfig
+from jaxsem.backbones.clip_config import VIT_L14, VIT_L14_336, ClipConfig, TextConfig, VisionConfig
 from jaxsem.backbones.gpt2 import Gpt2Config
 from jaxsem.backbones.llama import LlamaConfig
 from jaxsem.backbones.llava_config import LlavaConfig
@@ -22,6 +22,7 @@ from jaxsem.data.words import WordTokenizer
 from jaxsem.systems.clipcap import ClipCapConfig
 from jaxsem.systems.feature_config import FeatureConfig
 from jaxsem.systems.pqvae import RELEASED, PqvaeConfig
+from jaxsem.systems.transform_neck import NeckCodecConfig, NeckConfig
 
 FEATURES = "pqvae"  # the system of codecs of CLIP features
 LANGUAGE = "llava"  # that of multimodal language models
@@ -149,6 +150,12 @@ _PRESETS = (
         FEATURES,
         FeatureConfig(VIT_L14_336, (RELEASED,)),
         "PQVAE-shared as released (400 bits); your `dim_16 size_4.pt` and CLIP ViT-L/14@336",
+    ),
+    Preset(
+        "transform-neck",
+        NECK,
+        NeckCodecConfig("elic", ElicConfig(), NeckConfig(320, VIT_L14.vision, (16, 16))),
+        "ELIC and the neck into CLIP ViT-L/14 at 224; your d1_1 ... d3_4 of its authors, for images of 256x256",
     ),
     Preset("elic", "elic", ElicConfig(), "ELIC at its published size; weights from a file of yours"),
     Preset("elic-official", "elic", ElicConfig(variant="official"), "ELIC as CompressAI's Elic2022Official"),

@@ -249,11 +249,22 @@ def _from_any(preset: Preset, path: Path, arithmetic: str | None, clip: str | Pa
                 f"load({preset.name!r}, weights='dim_16 size_4.pt', clip='openai/clip-vit-large-patch14-336')"
             )
         return feature_files.load_published(clip, path, preset.config.rates[0])
+    if preset.system == NECK:
+        from jaxsem.systems.neck_codec import with_neck
+        from jaxsem.weights.transform_neck import load_neck
+
+        _, params = load_neck(path, preset.config.neck)  # first: it is small, and may not be there
+        codec = _from_published(preset.name, path, preset.config.system, preset.config.codec, arithmetic)
+        return with_neck(codec, preset.config.neck, jax.device_put(params), preset.config.scenario)
+    return _from_published(preset.name, path, preset.system, preset.config, arithmetic)
+
+
+def _from_published(name: str, path: Path, system: str, config: Any, arithmetic: str | None) -> Codec:
     from jaxsem.weights.compressai import load_compressai
 
-    module, params = load_compressai(path, preset.system, preset.config)
+    module, params = load_compressai(path, system, config)
     # Float32 as published: rounding could move a symbol away from the one that CompressAI codes.
-    codec = freeze(preset.name, module, params, half=False)
+    codec = freeze(name, module, params, half=False)
     wanted = arithmetic or ("exact" if module.exactable else "float")
     return codec if wanted == "float" else calibrate(codec, bundled_photos())
 

@@ -11,6 +11,7 @@ from jaxsem.codecs.single_rate import at_one_rate
 from jaxsem.commands import console
 from jaxsem.errors import InputError
 from jaxsem.files import check_output
+from jaxsem.systems.neck_codec import NeckCodec, save_neck_codec
 from jaxsem.weights.compressai import class_of, write_compressai
 
 
@@ -42,7 +43,10 @@ def _write_ours(codec: Codec, path: Path, args: Namespace) -> str:
     if args.quality is not None:
         origin["quality"] = args.quality
     card = {**presets.card_of(args.preset, args.weights), "converted": origin}
-    presets.save(codec, path, system_of(codec.module), card, args.force)
+    if isinstance(codec, NeckCodec):
+        save_neck_codec(codec, path, system_of(codec.module), card, args.force)
+    else:
+        presets.save(codec, path, system_of(codec.module), card, args.force)
     ready = "" if codec.exact is not None else f"; jaxsem calibrate {path} gives it exact arithmetic"
     return f"digest {codec.digest.hex()[:12]}{ready}"
 

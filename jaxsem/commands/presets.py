@@ -9,9 +9,10 @@ import jax
 from jaxsem.backbones import llava
 from jaxsem.codecs import build_module, param_shapes
 from jaxsem.commands import console
-from jaxsem.preset_records import FEATURES, LANGUAGE, Preset
+from jaxsem.preset_records import FEATURES, LANGUAGE, NECK, Preset
 from jaxsem.presets import ASSETS, PRESETS
-from jaxsem.systems import feature_config
+from jaxsem.systems import feature_config, transform_neck
+from jaxsem.systems.transform_neck import TransformNeck
 
 # What a measured number is called, and its format.
 COLUMNS = {
@@ -42,6 +43,10 @@ def describe_preset(preset: Preset) -> dict:
     config = asdict(preset.config)
     if preset.system == FEATURES:
         shapes, qualities = feature_config.param_shapes(preset.config), len(preset.config.rates)
+    elif preset.system == NECK:
+        codec = build_module(preset.config.system, asdict(preset.config.codec))
+        shapes = {"codec": param_shapes(codec), "neck": transform_neck.param_shapes(TransformNeck(preset.config.neck))}
+        qualities = max(len(preset.config.lambdas), 1)
     elif preset.system == LANGUAGE:
         shapes, qualities = llava.param_shapes(llava.Llava(preset.config)), 1
     else:

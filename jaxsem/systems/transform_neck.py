@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 
 from jaxsem.backbones.clip import Clip, resize_positions
 from jaxsem.backbones.clip_config import VisionConfig
+from jaxsem.backbones.convnext import ConvNext, ConvNextConfig
 from jaxsem.errors import InputError
 from jaxsem.nn.transformer import Block, LayerNorm
 
@@ -57,6 +58,28 @@ class NeckConfig:
             raise InputError(
                 f"bypassed={self.bypassed} layers of a tower of {self.vision.layers}: give 0 to {self.vision.layers}"
             )
+
+
+@dataclass(frozen=True)
+class NeckCodecConfig:
+    """Sizes of an image codec and its neck.
+
+    Attributes:
+      system: Family of the codec, see `jaxsem.codecs`.
+      codec: Its config.
+      neck: The neck's.
+      scenario: "d1", "d2" or "d3".
+    """
+
+    system: str
+    codec: Any
+    neck: NeckConfig
+    scenario: str = "d1"
+
+    @property
+    def lambdas(self) -> tuple[float, ...]:
+        """Those of the codec."""
+        return self.codec.lambdas
 
 
 class TransformNeck(nn.Module):
@@ -98,7 +121,95 @@ class TransformNeck(nn.Module):
         return self.block(self.pre_norm(jnp.concatenate([first, x], axis=1) + positions))
 
 
-def check_latent(config: NeckConfig, shape: tuple[int, int, int]) -> None:
+# -- a neck into a convolutional encoder ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MapNeckConfig:
+    """Sizes of a neck into a ConvNeXt.
+
+    Attributes:
+      latent: Channels of the codec's latent y.
+      encoder: The encoder that it feeds.
+      grid: Rows and columns of the latent that it was trained on.
+      stage: The stage that it enters, behind the halving at its start; stages before it are not run. The third of a ConvNeXt has a
+        codec's stride, 16.
+      head_width: Channels of an attention head; those of the stage are a multiple.
+
+    Raises:
+      InputError: A size below 1, no such stage, or a head that does not divide the stage's channels.
+    """
+
+    latent: int
+    encoder: ConvNextConfig
+    grid: tuple[int, int] = (16, 16)
+    stage: int = 2
+    head_width: int = 64
+
+    def __post_init__(self) -> None:
+        if self.latent < 1 or len(self.grid) != 2 or min(self.grid) < 1:
+            raise InputError(f"a neck for {self.latent} channels on a grid of {self.grid}: every size is at least 1")
+        if not 0 <= self.stage < len(self.encoder.widths):
+            raise InputError(f"stage={self.stage} of an encoder of {len(self.encoder.widths)} stages")
+        if self.head_width < 1 or self.width % self.head_width:
+            raise InputError(
+                f"heads of {self.head_width} channels do not divide the {self.width} of stage {self.stage}"
+            )
+
+    @property
+    def width(self) -> int:
+        """Channels of the stage."""
+        return self.encoder.widths[self.stage]
+
+
+class MapNeck(nn.Module):
+    """The neck into a ConvNeXt: as `TransformNeck`, without a class token, and its tokens are a map again.
+
+    How the paper's experiment with a ConvNeXt encoder (section 4.6, Osprey) connects is not published; this is the same neck at the
+    stage that has the latent's stride.
+
+    Attributes:
+      config: Sizes.
+      dtype: Of the computation.
+      param_dtype: Of the parameters.
+    """
+
+    config: MapNeckConfig
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, y_hat: Float[Array, "b h w m"]) -> Float[Array, "b h w width"]:
+        """What the blocks of the stage take: `ConvNext.run_stages(x, stage, block=0)`.
+
+        Raises:
+          InputError: A latent of another codec, or a grid far from the trained one.
+        """
+        c, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        check_latent(c, y_hat.shape[1:])
+        init = nn.initializers.normal(c.width**-0.5)
+        positions = self.param("positions", init, (math.prod(c.grid), c.width), self.param_dtype)
+        # `resize_positions` leaves the first row, a class token's, as it is.
+        padded = jnp.concatenate([jnp.zeros((1, c.width), self.param_dtype), jnp.asarray(positions)])
+        positions = resize_positions(padded, c.grid, y_hat.shape[1:3])[1:].astype(self.dtype)
+        x = nn.Dense(c.width, name="projection", **types)(y_hat.astype(self.dtype)).reshape(len(y_hat), -1, c.width)
+        x = LayerNorm(name="pre_norm", **types)(x + positions)
+        block = Block(c.width // c.head_width, 4 * c.width, c.encoder.activation, name="block", **types)
+        return block(x).reshape(*y_hat.shape[:3], c.width)
+
+
+def map_features(
+    neck: MapNeck, neck_params: Any, encoder: ConvNext, params: Any, y_hat: jax.Array
+) -> Float[Array, "b h w width"]:
+    """The last stage's map of a ConvNeXt from a codec's latent [b, h, w, m]."""
+    x = neck.apply({"params": neck_params}, y_hat)
+    return encoder.apply({"params": params}, x, neck.config.stage, block=0, method="run_stages")
+
+
+# -- shared ---------------------------------------------------------------------------------------------------------------
+
+
+def check_latent(config: NeckConfig | MapNeckConfig, shape: tuple[int, int, int]) -> None:
     """Refuses a latent [h, w, m] that the neck cannot take, before any work.
 
     Raises:
@@ -119,7 +230,7 @@ def check_latent(config: NeckConfig, shape: tuple[int, int, int]) -> None:
         )
 
 
-def param_shapes(module: TransformNeck) -> dict[str, Any]:
+def param_shapes(module: TransformNeck | MapNeck) -> dict[str, Any]:
     """Shapes and types of the parameters, without memory or arithmetic."""
     y_hat = jax.ShapeDtypeStruct((1, *module.config.grid, module.config.latent), jnp.float32)
     return jax.eval_shape(module.init, jax.random.key(0), y_hat)["params"]

@@ -31,7 +31,9 @@ QUESTIONS = ["Is there a red star in the image?", "Describe the image."]
 def language(name="words", **changes):
     """A LLaVA of random parameters that speaks of scenes."""
     words = WordTokenizer(question_words(), MARKS)
-    text = LlamaConfig(width=16, layers=1, heads=2, kv_heads=1, hidden=32, vocabulary=len(words), context=256, tied=True)
+    text = LlamaConfig(
+        width=16, layers=1, heads=2, kv_heads=1, hidden=32, vocabulary=len(words), context=256, tied=True
+    )
     config = LlavaConfig(dataclasses.replace(VISION, **changes), text, len(words), feature_layer=-1)
     ids, visual = jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, 1, 16))
     params = Llava(config).init(jax.random.key(0), ids, visual)["params"]

@@ -8,20 +8,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxsem import presets
 from jaxsem.backbones.clip import Clip
 from jaxsem.backbones.clip_config import VIT_L14, ClipConfig, VisionConfig
+from jaxsem.backbones.convnext import CONFIGS as CONVNEXTS
+from jaxsem.backbones.convnext import ConvNext, ConvNextConfig
+from jaxsem.codecs import Elic, ElicConfig, init_params
 from jaxsem.errors import InputError, WeightsError
 from jaxsem.systems.transform_neck import (
+    MapNeck,
+    MapNeckConfig,
+    NeckCodecConfig,
     NeckConfig,
     TransformNeck,
     check_latent,
     check_tower,
     image_tokens,
     keep_layers,
+    map_features,
     neck_tokens,
     param_shapes,
     rest_of,
 )
+from jaxsem.weights.compressai import to_compressai
 from jaxsem.weights.transform_neck import load_neck
 
 VISION = VisionConfig(width=16, layers=4, heads=2, hidden=32, patch=8, image_size=32)
@@ -132,6 +141,36 @@ def test_another_grid_interpolates_the_positions(neck):
     assert np.isfinite(tokens).all()
 
 
+def test_a_neck_enters_a_convnext_at_the_stage_of_its_stride():
+    encoder = ConvNext(ConvNextConfig((8, 12, 16), (1, 1, 2)))
+    params = encoder.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    neck = MapNeck(MapNeckConfig(6, encoder.config, (4, 4), 2, 8))
+    neck_params = neck.init(jax.random.key(1), jnp.zeros((1, 4, 4, 6)))["params"]
+    y_hat = latents(2, 4, 4, 6)
+    found = map_features(neck, neck_params, encoder, params, y_hat)
+    x = neck.apply({"params": neck_params}, y_hat)
+    assert x.shape == found.shape == (2, 4, 4, 16)
+    np.testing.assert_array_equal(encoder.apply({"params": params}, x, 2, block=0, method="run_stages"), found)
+    assert map_features(neck, neck_params, encoder, params, latents(1, 5, 3, 6)).shape == (1, 5, 3, 16)
+
+
+def test_the_neck_into_clip_convnext_has_the_size_of_one_block_and_a_projection():
+    shapes = param_shapes(MapNeck(MapNeckConfig(320, CONVNEXTS["convnext_base"])))
+    width = 512
+    block = 4 * width * width + 4 * width + 8 * width * width + 5 * width + 4 * width
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == (
+        320 * width + width + 256 * width + 2 * width + block
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "seen"), [({"stage": 3}, "stage=3 of an encoder of 3"), ({"head_width": 5}, "do not divide the 16")]
+)
+def test_impossible_places_in_a_convnext_are_refused(fields, seen):
+    with pytest.raises(InputError, match=seen):
+        MapNeckConfig(6, ConvNextConfig((8, 12, 16), (1, 1, 2)), **{"head_width": 8, **fields})
+
+
 # -- what it refuses ------------------------------------------------------------------------------------------------------
 
 
@@ -176,3 +215,54 @@ def test_a_file_without_an_adapter_and_surplus_keys_are_refused(tmp_path):
         load_neck(path, CONFIG)
     with pytest.raises(WeightsError, match=r"surplus.*unknown"):
         load_neck({"unknown": np.zeros(2, np.float32)}, CONFIG)
+
+
+def test_a_file_of_the_authors_loads_as_a_codec_with_a_neck(tmp_path, monkeypatch):
+    """Codec and adapter in one file, as `d1_1` has them: keys of the ELIC re-implementation and of the neck."""
+    torch = pytest.importorskip("torch")
+    config = ElicConfig((8, 8, 8), 16, 8, (4, 12), (8, 8))
+    module = Elic(config)
+    state = to_compressai(module, init_params(module, 0), "elicre")
+    neck = TransformNeck(dataclasses.replace(CONFIG, latent=16))
+    params = neck.init(jax.random.key(0), jnp.zeros((1, 4, 4, 16)))["params"]
+    adapter = _as_the_authors(params)
+    path = tmp_path / "d1_1.pth.tar"
+    torch.save(
+        {
+            "state_dict": {f"module.{name}": torch.from_numpy(np.array(value)) for name, value in state.items()},
+            "adapter": {f"module.{name}": torch.from_numpy(np.array(value)) for name, value in adapter.items()},
+        },
+        path,
+    )
+    record = NeckCodecConfig("elic", config, neck.config)
+    preset = presets.Preset("toy-neck", "transform-neck", record, "toy")
+    monkeypatch.setattr(presets, "PRESETS", {"toy-neck": preset})
+    codec = presets.load("toy-neck", weights=path, arithmetic="float")
+    jax.tree.map(np.testing.assert_array_equal, dict(codec.neck_params), dict(params))
+    assert codec.module.config == config
+    assert codec.scenario == "d1"
+
+
+def _as_the_authors(params):
+    """A neck's parameters under the authors' keys."""
+    attention, block = params["block"]["attention"], params["block"]
+    parts = ("query", "key", "value")
+    layer = "transformer.resblocks.0"
+    state = {
+        "trans_latent_dim.weight": params["projection"]["kernel"].T,
+        "trans_latent_dim.bias": params["projection"]["bias"],
+        "class_embedding": params["class_embedding"],
+        "positional_embedding": params["positions"],
+        f"{layer}.attn.in_proj_weight": np.concatenate([attention[part]["kernel"].T for part in parts]),
+        f"{layer}.attn.in_proj_bias": np.concatenate([attention[part]["bias"] for part in parts]),
+        f"{layer}.attn.out_proj.weight": attention["out"]["kernel"].T,
+        f"{layer}.attn.out_proj.bias": attention["out"]["bias"],
+        f"{layer}.mlp.c_fc.weight": block["mlp"]["fc1"]["kernel"].T,
+        f"{layer}.mlp.c_fc.bias": block["mlp"]["fc1"]["bias"],
+        f"{layer}.mlp.c_proj.weight": block["mlp"]["fc2"]["kernel"].T,
+        f"{layer}.mlp.c_proj.bias": block["mlp"]["fc2"]["bias"],
+    }
+    norms = {"ln_pre": params["pre_norm"], f"{layer}.ln_1": block["norm1"], f"{layer}.ln_2": block["norm2"]}
+    for name, norm in norms.items():
+        state |= {f"{name}.weight": norm["scale"], f"{name}.bias": norm["bias"]}
+    return state
