@@ -35,6 +35,7 @@ _FEW = {"steps": 2, "batch": 8, "optimizer.warmup_steps": 1, "log_every": 1, "ev
 QUICK = {
     **{f"{stage}.{key}": value for stage in ("neck_stage", "joint_stage", "unet_stage") for key, value in _FEW.items()},
     "codec": "elic-mini",
+    "scenarios": ("d1", "d2"),
     "unet": UnetConfig((4, 8), residual=True),
     "scenes": 64,
     "valid": 64,
