@@ -1,7 +1,8 @@
 """What a small language model still understands at which rate: figures 3 and 4 of papers/2, on scenes.
 
     jaxsem train experiments/transform_neck_mini.py
-    python tools/neck_curves.py runs/transform-neck-mini --json neck.json --out plots
+    python tools/neck_curves.py runs/transform-neck-mini --json neck.json --out neck.png
+    python tools/neck_curves.py runs/transform-neck-mini --also "TIC=runs/neck-tic" --json codecs.json --out codecs.png
 
 The folder is that of a run of the recipe. The pictures of test scenes go through these, each at every quality of its codec, and the
 language model answers questions of four kinds about what comes out; their files' real bytes are the rate.
@@ -10,8 +11,9 @@ language model answers questions of four kinds about what comes out; their files
     post-processing    decoded, through the U-Net that was trained with the surrogate loss (where the run has one)
     d1, d2, d3         latents through the neck of that scenario
 
-Few-shot classification compares the image tower's features instead (`jaxsem.tasks.nearest`). PSNR is that of decoded images. With
-`--json`, every record is kept at once, and the same command goes on where it was stopped.
+`--also LABEL=FOLDER` adds d1 of another run under its label, and its codec's reconstruction where that is another codec: the
+ablations of figure 6. Few-shot classification compares the image tower's features instead (`jaxsem.tasks.nearest`). PSNR is that
+of decoded images. With `--json`, every record is kept at once, and the same command goes on where it was stopped.
 """
 
 import argparse
@@ -125,6 +127,21 @@ def find_ways(folder: Path, model: Mllm, clip: ClipModel) -> Iterator[Way]:
             yield Way(name, each, False, Reader(each, model), _neck_features(each, clip))
 
 
+def other_ways(label: str, folder: Path, main: Codec, model: Mllm, clip: ClipModel) -> Iterator[Way]:
+    """What another run adds: its d1, and the reconstruction of a codec that is not the main run's.
+
+    Raises:
+        InputError: It has no d1.
+    """
+    path = folder / "d1.safetensors"
+    if not path.is_file():
+        raise InputError(f"{folder} has no d1.safetensors: it is no folder of a finished run of a neck recipe")
+    codec = jaxsem.load(str(path))
+    if codec.digest != main.digest:
+        yield Way(f"{label}, reconstruction", codec, True, model, lambda images: clip.encode_images(images, _BATCH))
+    yield Way(label, codec, False, Reader(codec, model), _neck_features(codec, clip))
+
+
 def _post_processing(folder: Path, clip: ClipModel) -> Callable[[np.ndarray], dict[str, jax.Array]]:
     student, variables = load_post_processing(folder)
     run = jax.jit(lambda variables, params, x: student.apply(variables, x.astype(jnp.float32) / 255.0, params))
@@ -193,12 +210,15 @@ def draw(rows: Sequence[dict[str, Any]], best: dict[str, float], title: str) -> 
     with matplotlib.rc_context(rd_plot.STYLE):
         figure = Figure(figsize=(10.2, 6.0), layout="constrained", facecolor="white")
         figure.suptitle(title, x=0.012, ha="left", fontsize=10.5)
+        names = list(dict.fromkeys(row["path"] for row in rows))
+        more = iter(np.resize(rd_plot.PRESET_COLORS, len(names)))
+        colors = {name: COLORS.get(name) or next(more) for name in names}
         for axes, (key, label) in zip(figure.subplots(2, 3).ravel(), SCORES.items()):
-            for name in dict.fromkeys(row["path"] for row in rows):
+            for name in names:
                 if key == "psnr" and name == "post-processing":
                     continue  # its images are for the model's eyes
                 points = sorted((row["bpp"], row[key]) for row in rows if row["path"] == name)
-                axes.plot(*zip(*points), label=name, color=COLORS[name], marker="o", markersize=3.5, linewidth=1.6)
+                axes.plot(*zip(*points), label=name, color=colors[name], marker="o", markersize=3.5, linewidth=1.6)
             if key in best:
                 axes.axhline(best[key], color=rd_plot.INK, linewidth=0.9, linestyle=(0, (4, 3)), label="not compressed")
             axes.set_title(label, loc="left", fontsize=9.5, color=rd_plot.INK)
@@ -238,6 +258,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _labelled(text: str) -> tuple[str, Path]:
+    label, equals, folder = text.partition("=")
+    if not (label and equals and folder):
+        raise argparse.ArgumentTypeError(f"{text!r} is not LABEL=FOLDER")
+    return label, Path(folder)
+
+
 def _run(options: argparse.Namespace) -> None:
     if options.out is not None:
         make_folder(options.out.parent)
@@ -254,7 +281,10 @@ def _run(options: argparse.Namespace) -> None:
     record = {"benchmark": "neck_curves", "setting": setting, **about, "rows": kept.get("rows", [])}
     record["bound"] = kept.get("bound") or bound(model, clip, asked, shots)
     _say("not compressed", record["bound"])
-    for way in find_ways(options.folder, model, clip):
+    ways = list(find_ways(options.folder, model, clip))
+    for label, folder in options.also:
+        ways += other_ways(label, folder, ways[0].codec, model, clip)
+    for way in ways:
         for quality in options.qualities or range(way.codec.qualities):
             known = [row for row in record["rows"] if (row["path"], row["quality"]) == (way.name, quality)]
             if not known:
