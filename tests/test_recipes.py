@@ -62,7 +62,7 @@ def test_the_loss_of_a_full_size_recipe_can_be_computed(name):
     assert {"bpp", "psnr"} <= metrics.keys()
 
 
-def test_quantisation_in_the_loop_goes_on_from_calibrated_weights(tmp_path):
+def test_quantisation_in_the_loop_goes_on_from_calibrated_weights(tmp_path, one_device):
     recipe, quick = recipes.read_recipe(EXPERIMENTS / "hyperprior.py")
     settings = recipes.override(recipe, quick)
     first = recipes.run_recipe(settings, tmp_path / "first", quiet=True)

@@ -33,7 +33,9 @@ def test_the_neck_is_held_against_the_way_through_an_image(tool, tmp_path, capsy
 def test_a_language_model_writes_without_compiling_anew(tool, tmp_path, weights):
     record = _run(tool("bench_mllm"), tmp_path, "--batch", "1", "2", "--weights", weights)
     assert [found["compiled"] for found in record["batches"].values()] == [0, 0]
-    assert all(found["bandwidth_share"] > 0 for found in record["batches"].values())
+    # Of so few tokens the times mean nothing, and their difference may be negative; what must be right is what was read.
+    assert record["bytes"] > 500_000
+    assert record["copy"]["median"] > 0
 
 
 def test_a_text_that_does_not_fit_is_refused(tool, capsys):
