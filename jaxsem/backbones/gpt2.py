@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxsem.errors import InputError
 from jaxsem.nn.attention import KVCache, check_heads
+from jaxsem.nn.tokens import check_embeddings, last_tokens, look_up
 from jaxsem.nn.transformer import Block, LayerNorm, extend_layers, scan_layers
 
 # -- sizes ------------------------------------------------------------------------------------------------------------
@@ -108,12 +109,7 @@ class Gpt2(nn.Module):
         Raises:
           InputError: Other than [batch, n] integers.
         """
-        if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
-            raise InputError(f"texts are [batch, n] token ids, not {ids.dtype} of shape {list(ids.shape)}")
-        # A negative id would count from the end of the table.
-        ids = jnp.where(ids < 0, self.config.vocabulary, ids)
-        rows = jnp.take(self.token_embedding, ids, axis=0, mode="fill", fill_value=jnp.nan)
-        return rows.astype(self.dtype)
+        return look_up(self.token_embedding, ids, self.dtype)
 
     def __call__(
         self, embeddings: Float[Array, "b n width"], mask: Bool[Array, "b n"] | None = None
@@ -128,7 +124,7 @@ class Gpt2(nn.Module):
         Raises:
           InputError: Embeddings or a mask of another shape, or more tokens than the context.
         """
-        self._check(embeddings)
+        check_embeddings("GPT-2", embeddings, self.config.width, self.config.context)
         if mask is not None and mask.shape != embeddings.shape[:2]:
             raise InputError(f"a mask of {list(mask.shape)} does not fit embeddings of {list(embeddings.shape)}")
         x = embeddings.astype(self.dtype) + self.positions[: embeddings.shape[1]].astype(self.dtype)
@@ -160,7 +156,7 @@ class Gpt2(nn.Module):
         Raises:
           InputError: Embeddings or a mask that do not fit, or more tokens than the cache or the context has room for.
         """
-        self._check(embeddings)
+        check_embeddings("GPT-2", embeddings, self.config.width, self.config.context)
         batch, n = embeddings.shape[:2]
         cache, visible, places = cache.admit(batch, n, mask)
         # Where a traced position ran out of the cache, the place is its length, which may lie in the context.
@@ -169,8 +165,7 @@ class Gpt2(nn.Module):
         x = embeddings.astype(self.dtype) + positions.astype(self.dtype)
         x, cache = extend_layers(self.blocks, x, cache, visible, layers=self.config.layers)
         if last_only:
-            last = n - 1 if mask is None else n - 1 - jnp.argmax(mask[:, ::-1], axis=1)
-            x = jnp.take_along_axis(x, jnp.broadcast_to(last, batch)[:, None, None], axis=1)
+            x = last_tokens(x, mask)
         return self._logits(x), cache
 
     @nn.nowrap
@@ -181,16 +176,6 @@ class Gpt2(nn.Module):
     def _logits(self, x: jax.Array) -> jax.Array:
         table = self.token_embedding.astype(self.dtype)
         return jnp.einsum("bnw,vw->bnv", self.final_norm(x), table, preferred_element_type=jnp.float32)
-
-    def _check(self, embeddings: jax.Array) -> None:
-        c, shape = self.config, embeddings.shape
-        if embeddings.ndim != 3 or shape[-1] != c.width or not jnp.issubdtype(embeddings.dtype, jnp.floating):
-            raise InputError(
-                f"GPT-2 takes embeddings [batch, n, {c.width}], floats, not {embeddings.dtype} of shape {list(shape)}: "
-                f"see embed_tokens"
-            )
-        if shape[1] > c.context:
-            raise InputError(f"a text of {shape[1]} tokens does not fit the context of {c.context}: cut it")
 
 
 def init_cache(config: Gpt2Config, batch: int, length: int, dtype: Any = jnp.float32) -> KVCache:

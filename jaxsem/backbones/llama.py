@@ -32,6 +32,7 @@ from jaxsem.errors import InputError
 from jaxsem.nn.attention import KVCache, check_heads
 from jaxsem.nn.llama_block import LlamaBlock, RopeScaling, rope_frequencies, rope_rotation
 from jaxsem.nn.quantised import check_weights, quantise_kernels
+from jaxsem.nn.tokens import check_embeddings, last_tokens, look_up
 from jaxsem.nn.transformer import extend_layers, scan_layers
 
 # -- sizes ------------------------------------------------------------------------------------------------------------
@@ -157,12 +158,7 @@ class Llama(nn.Module):
         Raises:
           InputError: Other than [batch, n] integers.
         """
-        if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
-            raise InputError(f"texts are [batch, n] token ids, not {ids.dtype} of shape {list(ids.shape)}")
-        # A negative id would count from the end of the table.
-        ids = jnp.where(ids < 0, self.config.vocabulary, ids)
-        rows = jnp.take(self.token_embedding, ids, axis=0, mode="fill", fill_value=jnp.nan)
-        return rows.astype(self.dtype)
+        return look_up(self.token_embedding, ids, self.dtype)
 
     def __call__(
         self, embeddings: Float[Array, "b n width"], mask: Bool[Array, "b n"] | None = None
@@ -177,7 +173,7 @@ class Llama(nn.Module):
         Raises:
           InputError: Embeddings or a mask of another shape, or more tokens than the context.
         """
-        self._check(embeddings)
+        check_embeddings("Llama", embeddings, self.config.width, self.config.context)
         if mask is not None and mask.shape != embeddings.shape[:2]:
             raise InputError(f"a mask of {list(mask.shape)} does not fit embeddings of {list(embeddings.shape)}")
         places = jnp.arange(embeddings.shape[1])[None]
@@ -212,7 +208,7 @@ class Llama(nn.Module):
         Raises:
           InputError: Embeddings or a mask that do not fit, or more tokens than the cache or the context has room for.
         """
-        self._check(embeddings)
+        check_embeddings("Llama", embeddings, self.config.width, self.config.context)
         batch, n = embeddings.shape[:2]
         cache, visible, places = cache.admit(batch, n, mask)
         visible &= self._near(places, jnp.cumsum(cache.seen, axis=1, dtype=jnp.int32) - 1)
@@ -222,8 +218,7 @@ class Llama(nn.Module):
         inputs = embeddings.astype(self.dtype), cache, visible, rotation
         x, cache = extend_layers(self.blocks, *inputs, layers=self.config.layers)
         if last_only:
-            last = n - 1 if mask is None else n - 1 - jnp.argmax(mask[:, ::-1], axis=1)
-            x = jnp.take_along_axis(x, jnp.broadcast_to(last, batch)[:, None, None], axis=1)
+            x = last_tokens(x, mask)
         return self._logits(x), cache
 
     @nn.nowrap
@@ -244,16 +239,6 @@ class Llama(nn.Module):
     def _logits(self, x: jax.Array) -> jax.Array:
         table = (self.token_embedding if self.config.tied else self.head).astype(self.dtype)
         return jnp.einsum("bnw,vw->bnv", self.final_norm(x), table, preferred_element_type=jnp.float32)
-
-    def _check(self, embeddings: jax.Array) -> None:
-        c, shape = self.config, embeddings.shape
-        if embeddings.ndim != 3 or shape[-1] != c.width or not jnp.issubdtype(embeddings.dtype, jnp.floating):
-            raise InputError(
-                f"Llama takes embeddings [batch, n, {c.width}], floats, not {embeddings.dtype} of shape {list(shape)}: "
-                f"see embed_tokens"
-            )
-        if shape[1] > c.context:
-            raise InputError(f"a text of {shape[1]} tokens does not fit the context of {c.context}: cut it")
 
 
 def init_cache(config: LlamaConfig, batch: int, length: int, dtype: Any = jnp.float32) -> KVCache:
