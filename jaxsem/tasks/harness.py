@@ -207,6 +207,9 @@ def _likeliest(scores: Any, examples: list[Example]) -> list[int]:
     found = []
     for row, example in zip(scores, examples, strict=True):
         values = np.asarray(row, np.float64)
+        # Where questions have options in different numbers, an array of all scores ends in -inf.
+        if values.ndim == 1 and np.isneginf(values[len(example.choices) :]).all():
+            values = values[: len(example.choices)]
         if values.shape != (len(example.choices),) or np.isnan(values).any():
             raise InputError(f"the answerer must give {len(example.choices)} log-probabilities, but gave {row!r:.200}.")
         found.append(int(values.argmax()))

@@ -316,3 +316,18 @@ def test_points_of_several_paths_are_ready_to_plot():
     assert {"path", "quality", "bpp", "yes_no_f1", "yes_no_count"} <= set(point)
     with pytest.raises(InputError, match="did you mean 'yes_no_accuracy'"):
         rate_score_points({"pixels": [record(96, 1)]}, ["yes_no_accurate"])
+
+
+def test_scores_of_options_in_different_numbers_end_in_minus_infinity():
+    class Ranks:
+        def answer(self, inputs, prompts):
+            raise AssertionError("options are ranked")
+
+        def score(self, inputs, prompts, options):
+            return np.array([[0.0, 1.0, -np.inf], [0.0, 1.0, 2.0]])
+
+    asked = [
+        Example("options", _picture("a"), "?", "y", ("x", "y")),
+        Example("options", _picture("b"), "?", "z", ("x", "y", "z")),
+    ]
+    assert evaluate(Ranks(), asked)["results"][0]["options_accuracy"] == 1.0
