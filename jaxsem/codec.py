@@ -367,15 +367,14 @@ def _decode_serially(
 ) -> tuple[jax.Array, list[np.ndarray]]:
     """y_hat [b, h, w, m] of a batch from what its streams hold after z, and the symbols of each stream in their order."""
     variables, shape = variables_of(codec, exact), state["y_hat"].shape
-    streams = [decoder.read_on(lambda at, data: (at, 0, (at, data))) for decoder in decoders]
-    streams = [traced.start(at, data, serial.room(*shape[1:])) for at, data in streams]
+    streams = [traced.start(*decoder.rest(), serial.room(*shape[1:])) for decoder in decoders]
     # Images that fill up the batch have no positions, and nothing is read for them.
     streams += [streams[-1]] * (len(sizes) - len(decoders))
     coded = _run_serial(codec, variables, state["psi"], jnp.zeros(shape), sizes, streams)
     symbols, ends = jax.device_get((coded.symbols, coded.stream._replace(data=None)))
     flats = []
     for k, decoder in enumerate(decoders):
-        decoder.read_on(lambda at, data, k=k: (int(ends.state[k]), int(ends.cursor[k]), None))
+        decoder.advance(int(ends.state[k]), int(ends.cursor[k]))
         if not ends.sound[k]:
             raise FormatError("the image packet is damaged: it holds an escaped value that no encoder writes")
         rows, columns = serial.order(*(-(-side // 16) for side in sizes[k]))

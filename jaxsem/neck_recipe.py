@@ -27,6 +27,7 @@ from jaxsem.errors import InputError
 from jaxsem.losses import lambda_at
 from jaxsem.nn.unet import UnetConfig
 from jaxsem.progress import Progress
+from jaxsem.recipes import QUANTILE_WEIGHT
 from jaxsem.systems.clip_model import ClipModel
 from jaxsem.systems.neck_codec import SCENARIOS, save_neck_codec, with_neck
 from jaxsem.systems.transform_neck import NeckConfig, TransformNeck
@@ -37,7 +38,6 @@ from jaxsem.weights.native import read_weights, write_weights
 _SCENES = SceneConfig("seen")
 _BATCH = 64  # scenes at a time where latents and tokens are computed once
 _STATISTICS = 32  # batches whose statistics the U-Net keeps
-_QUANTILE_WEIGHT = 1e-3  # of the pull on the factorised prior's quantiles, as in `jaxsem.recipes`
 
 Arrays = dict[str, np.ndarray]
 
@@ -247,7 +247,7 @@ class _Work:
             quality = (jax.random.permutation(dealer, len(rows["image"])) % qualities).astype(jnp.float32)
             loss, metrics = forward(params, rows, noise, quality)
             tails = module.apply({"params": params["codec"]}, method="quantile_loss")
-            return loss + _QUANTILE_WEIGHT * tails, {"objective": loss, **metrics}
+            return loss + QUANTILE_WEIGHT * tails, {"objective": loss, **metrics}
 
         def eval_loss(params, rows, rng):
             del rng

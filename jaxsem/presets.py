@@ -195,8 +195,13 @@ def load_mllm(source: str | Path, **options: Any) -> "Mllm":
         return mllm.load_mllm(source, **options)
     if options:
         raise InputError(f"{source} is a model of ours and takes no {', '.join(options)}: those are for published ones")
-    if preset is not None and (preset.system != LANGUAGE or preset.weights is None):
-        raise InputError(f"{source} is no language model that is shipped: name another preset, or a folder of LLaVA")
+    if preset is not None and preset.system != LANGUAGE:
+        raise InputError(f"{source} is no language model: name one that is, or a folder of LLaVA")
+    if preset is not None and preset.weights is None:
+        raise InputError(
+            f"the weights of {source} are not shipped: train them with jaxsem train {preset.recipe} and name their folder, or name "
+            "a folder of LLaVA"
+        )
     file = _read(path, None) if preset is None else _read(ASSETS / preset.weights, preset.sha256)
     if file.system != LANGUAGE:
         raise WeightsError(f"{source} holds weights of {file.system}, no language model: load it with jaxsem.load")

@@ -34,7 +34,7 @@ QUICK_RUN = MappingProxyType(
     {"data": str(presets.BUNDLED_PHOTOS), "steps": 2, "batch": 8, "crop": 64, "log_every": 1, "eval_every": 2}
 )
 # Keeps the tails' pull well below the rate's, with which it shares the gradient's norm.
-_QUANTILE_WEIGHT = 1e-3
+QUANTILE_WEIGHT = 1e-3
 _CALIBRATION = 12  # images
 
 
@@ -192,7 +192,7 @@ def training_loss(module: Any, weight: float, grids: Mapping[str, Any] | None = 
         outputs = module.apply(variables, x, quality, noise)
         loss, metrics = rate_distortion(x, outputs, lambda_at(lambdas, quality) if lambdas else weight)
         tails = module.apply({"params": params}, method="quantile_loss")
-        return loss + _QUANTILE_WEIGHT * tails, {"rd": loss, "tails": tails, **metrics}
+        return loss + QUANTILE_WEIGHT * tails, {"rd": loss, "tails": tails, **metrics}
 
     return loss_fn
 

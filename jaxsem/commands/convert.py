@@ -44,7 +44,7 @@ def _write_ours(codec: Codec, path: Path, args: Namespace) -> str:
         origin["quality"] = args.quality
     card = {**presets.card_of(args.preset, args.weights), "converted": origin}
     if isinstance(codec, NeckCodec):
-        save_neck_codec(codec, path, system_of(codec.module), card, args.force)
+        save_neck_codec(codec, path, system_of(codec.module), card, args.force, half=False)
     else:
         presets.save(codec, path, system_of(codec.module), card, args.force)
     ready = "" if codec.exact is not None else f"; jaxsem calibrate {path} gives it exact arithmetic"

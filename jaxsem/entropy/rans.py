@@ -31,17 +31,12 @@ back-end: "python" (`jaxsem.entropy.reference`), "compiled" (`jaxsem.entropy.com
 once (`jaxsem.entropy.lanes`, with ``LONG``). The golden tests pin them; any change is a new version of the format.
 """
 
-from collections.abc import Callable
-from typing import TypeVar
-
 import numpy as np
 
 from jaxsem.entropy import compiled, escapes, reference
 from jaxsem.entropy.symbols import as_indices, as_symbols, find_positions
 from jaxsem.entropy.tables import ESCAPED, Tables
 from jaxsem.errors import FormatError, InputError
-
-T = TypeVar("T")
 
 BOUND_BITS = 23
 START = 1 << BOUND_BITS
@@ -173,20 +168,22 @@ class Decoder:
             values[escaped] = self._escaped(coding.offsets[tables], coding.limits[tables])
         return values.reshape(shape)
 
-    def read_on(self, program: Callable[[int, np.ndarray], tuple[int, int, T]]) -> T:
-        """Let a compiled program read from here on by itself; see `jaxsem.entropy.traced`.
+    def rest(self) -> tuple[int, np.ndarray]:
+        """The state and the bytes that are left, uint8, for a program that reads on by itself; see `jaxsem.entropy.traced`."""
+        return self._state, self._bytes[self._cursor :]
+
+    def advance(self, state: int, used: int) -> None:
+        """Goes on where such a program stopped.
 
         Args:
-            program: given the state and the bytes that are left, uint8; returns the new state, how many bytes it used, and
-                what it read.
+            state: the state then.
+            used: how many bytes it used.
 
         Raises:
-            FormatError: if the program asked for more bytes than there are.
+            FormatError: if it asked for more bytes than there are.
         """
-        self._state, used, result = program(self._state, self._bytes[self._cursor :])
-        self._cursor += used
+        self._state, self._cursor = state, self._cursor + used
         self._check_length()
-        return result
 
     def finish(self, seal: int = 0) -> None:
         """Confirm that the stream was read to its very end.

@@ -71,7 +71,7 @@ def start(state: int, data: np.ndarray, room: int) -> Stream:
     """A stream on the host, ready to be given to a program.
 
     Args:
-        state: the coder's state, from `Decoder.read_on`.
+        state: the coder's state, from `Decoder.rest`.
         data: the bytes that are left, uint8; what is more than `room` no program looks at.
         room: bytes of the buffer: its length is the program's, whatever the stream's.
     """

@@ -155,9 +155,9 @@ def _run_neck(neck: TransformNeck, params: Any, y_hat: jax.Array) -> jax.Array:
 
 
 def save_neck_codec(
-    codec: NeckCodec, path: str | Path, system: str, card: Mapping[str, Any], force: bool = False
+    codec: NeckCodec, path: str | Path, system: str, card: Mapping[str, Any], force: bool = False, half: bool = True
 ) -> str:
-    """Writes codec and neck as one weights file, matrices in float16, and returns the file's SHA-256.
+    """Writes codec and neck as one weights file, and returns the file's SHA-256.
 
     Args:
       codec: With its neck.
@@ -165,16 +165,18 @@ def save_neck_codec(
       system: Family of the codec, see `jaxsem.codecs`.
       card: Data, date, recipe, licence: plain JSON.
       force: Whether to replace an existing file.
+      half: Whether to round the neck's matrices to float16 values; a published neck stays as it is.
 
     Raises:
       OutputError: The file exists, or it cannot be written.
     """
+    neck = jax.device_get(codec.neck_params)
     config = {
         "codec": {"system": system, "config": dataclasses.asdict(codec.module.config)},
         "neck": dataclasses.asdict(codec.neck.config),
         "scenario": codec.scenario,
     }
-    params = {"codec": jax.device_get(codec.params), "neck": half_kernels(jax.device_get(codec.neck_params))}
+    params = {"codec": jax.device_get(codec.params), "neck": half_kernels(neck) if half else neck}
     grids = None if codec.exact is None else jax.device_get(codec.exact[COLLECTION])
     return write_weights(path, SYSTEM, config, card, params, codec.tables, grids, force=force)
 
