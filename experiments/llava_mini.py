@@ -19,7 +19,7 @@ RECIPE = MllmRecipe(
     name="llava-mini",
     config=PRESETS["llava-mini"].config,
     stage=Stage(
-        3000,
+        2400,
         32,
         OptimizerConfig(
             name="adamw",
