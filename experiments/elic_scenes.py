@@ -24,7 +24,7 @@ RECIPE = Recipe(
     ),
     data="scenes/seen:train",
     valid="scenes/seen:valid",
-    steps=5_000,
+    steps=4_000,
     batch=8,
     crop=128,
     optimizer=OptimizerConfig(

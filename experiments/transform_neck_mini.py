@@ -26,7 +26,7 @@ RECIPE = NeckRecipe(
     name="transform-neck-mini",
     codec="runs/elic-scenes",
     neck_stage=Stage(2400, 64, _ADAMW, ema_decay=0.998, log_every=20, eval_every=200),
-    joint_stage=Stage(1500, 16, replace(_ADAMW, learning_rate=2e-4), ema_decay=0.998, log_every=20, eval_every=150),
+    joint_stage=Stage(1000, 16, replace(_ADAMW, learning_rate=2e-4), ema_decay=0.998, log_every=20, eval_every=200),
     unet=UnetConfig((8, 16, 32, 64), residual=True),
     unet_stage=Stage(1200, 32, _ADAMW, ema_decay=0.998, log_every=20, eval_every=200),
 )

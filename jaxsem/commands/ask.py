@@ -61,5 +61,5 @@ def _ask(model: Mllm | Reader, seen: np.ndarray | bytes, args: Namespace) -> lis
     questions: Sequence[str] = args.question
     if not args.options:
         return model.answer([seen] * len(questions), questions, max_new_tokens=args.max_tokens)
-    scores = model.score([seen] * len(questions), questions, [args.options] * len(questions), mean=True)
+    scores = model.score([seen] * len(questions), questions, [args.options] * len(questions))
     return [args.options[int(best)] for best in scores.argmax(axis=1)]

@@ -147,7 +147,7 @@ class Mllm:
         questions: Sequence[str],
         options: Sequence[Sequence[str]],
         *,
-        mean: bool = False,
+        mean: bool = True,
     ) -> np.ndarray:
         """The log-probability of each option as the answer to its question.
 
@@ -155,7 +155,8 @@ class Mllm:
           inputs: As for `answer`.
           questions: As for `answer`.
           options: For each question its options.
-          mean: Whether to take the mean over an option's tokens, which keeps long ones from losing, and not their sum.
+          mean: Whether to take the mean over an option's tokens, as SEED-Bench does, so that long ones do not lose, and not
+            their sum.
 
         Returns:
           float32 [questions, options], natural logarithms; where a question has fewer options than another, -inf at the end.

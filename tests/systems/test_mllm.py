@@ -200,8 +200,8 @@ def _logits(module, params, tokens, ids):
 def test_scores_are_log_probabilities_after_the_prompt():
     model, images, questions = toy(batch=2), photos(3), ["what is it", "what", "where is"]
     options = [["aa bb", "cc"], ["dd", "aa ee ff"], ["bb", "cc dd"]]
-    sums = model.score(images, questions, options)
-    means = model.score(images, questions, options, mean=True)
+    sums = model.score(images, questions, options, mean=False)
+    means = model.score(images, questions, options)
     assert (sums.shape, sums.dtype) == ((3, 2), np.float32)
     parts = [[by_hand(model, *pair, one) for one in each] for *pair, each in zip(images, questions, options)]
     np.testing.assert_allclose(sums, [[sum(part) for part in row] for row in parts], atol=1e-4)
@@ -219,7 +219,7 @@ def test_fewer_options_are_followed_by_nothing():
 def test_an_option_may_fill_the_context():
     model = toy()
     question = " ".join(["what"] * (64 - 1 - 4 - 1))  # start, image, and room for a token of which nothing follows
-    found = model.score(photos(1), [question], [["aa bb", "aa"]])
+    found = model.score(photos(1), [question], [["aa bb", "aa"]], mean=False)
     assert np.isfinite(found).all()
     assert found[0, 0] < found[0, 1]
     with pytest.raises(InputError, match=r"has 63 tokens, 4 of them for images, and with an option of 3 tokens"):
