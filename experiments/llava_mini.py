@@ -19,7 +19,7 @@ RECIPE = MllmRecipe(
     name="llava-mini",
     config=PRESETS["llava-mini"].config,
     stage=Stage(
-        2000,
+        6000,
         32,
         OptimizerConfig(
             name="adamw",

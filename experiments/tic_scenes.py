@@ -27,7 +27,7 @@ RECIPE = Recipe(
     ),
     data="scenes/seen:train",
     valid="scenes/seen:valid",
-    steps=8_000,
+    steps=3_000,
     batch=8,
     crop=128,
     optimizer=OptimizerConfig(

@@ -56,7 +56,7 @@ class Recipe:
       optimizer: Of the parameters.
       ema_decay: Of the moving average that is evaluated and kept; None for none.
       dtype: Of the arithmetic, "float32" or "bfloat16"; parameters are float32 in any case.
-      init: A weights file or folder to start from instead of random parameters.
+      init: A weights file or folder to start from instead of random parameters: of the same config, or of other `lambdas`.
       exact: Whether to train with the quantisation of exact arithmetic in the loop; it is that of `init`, which must be
         calibrated.
       log_every: Steps between rows of metrics.
@@ -319,7 +319,9 @@ def _first_codec(module: Any, settings: Recipe) -> Codec | None:
     if not settings.init:
         return None
     codec = presets.load(settings.init)
-    if codec.module.config != module.config:
+    mine, theirs = (getattr(each.config, "lambdas", ()) for each in (module, codec.module))
+    config = dataclasses.replace(codec.module.config, **({"lambdas": mine} if len(mine) == len(theirs) > 0 else {}))
+    if config != module.config:
         raise InputError(f"init={settings.init} holds a model of another config: {codec.module.config}")
     return codec
 

@@ -7,7 +7,7 @@ import pytest
 
 import jaxsem
 from jaxsem import presets, recipes
-from jaxsem.codecs import build_module, param_shapes
+from jaxsem.codecs import Elic, build_module, param_shapes
 from jaxsem.errors import InputError
 from jaxsem.training import sharding, stages
 
@@ -70,6 +70,17 @@ def test_quantisation_in_the_loop_goes_on_from_calibrated_weights(tmp_path, one_
     second = recipes.run_recipe(settings, tmp_path / "second", [f"init={first}", "exact=True"], quiet=True)
     assert presets.load(str(second)).arithmetic == "exact"
     assert presets.load(str(second)).digest != presets.load(str(first)).digest
+
+
+def test_a_training_goes_on_at_other_rates_but_not_with_another_config(tiny_codec, tiny_preset):
+    recipe, _ = recipes.read_recipe(EXPERIMENTS / "elic_mini.py")
+    settings = dataclasses.replace(recipe, init=tiny_preset)
+    config = tiny_codec.module.config
+    lower = Elic(dataclasses.replace(config, lambdas=(0.0001, 0.001)))
+    assert recipes._first_codec(lower, settings).digest == tiny_codec.digest
+    for changes in ({"lambdas": (0.0001, 0.001, 0.01)}, {"hyper": 16}):
+        with pytest.raises(InputError, match="of another config"):
+            recipes._first_codec(Elic(dataclasses.replace(config, **changes)), settings)
 
 
 def test_quantisation_in_the_loop_needs_calibrated_weights(tmp_path):
