@@ -1,13 +1,11 @@
-"""The contract that every image codec keeps, and the slice driver.
+"""The contract that every image codec keeps, and how its packets are made.
 
     uint8 image --analyze--> latents --encode--> packet          (device: floats; host: integers only)
     packet      --decode--> latents --synthesize--> uint8 image
 
-A latent is coded as a sequence of slices. For slice i one compiled function gives each symbol's integer table and mean from
-what is already decoded; the host codes the slice; the result feeds slice i + 1. Encoder and decoder call the same compiled
-functions in the same order (`_start`, `_advance`): a function that is compiled differently on the two sides may differ in
-its last bit, pick another table and ruin the rest of the stream. For the same reason a float network runs on one image at
-a time here, whatever the batch around it.
+A latent is coded as a sequence of slices by `jaxsem.slices`, on which encoder and decoder agree call by call. A function that is
+compiled for another batch may differ in its last bit as well, so a float network runs on one image at a time here, whatever the
+batch around it.
 
 A packet is one byte of quality (in steps of 1/32) and one long rANS stream, sealed with a checksum of that byte and the symbols
 that costs nothing: the low 16 bits of their CRC-32, symbols as little-endian int32 (see `jaxsem.entropy.rans`).
@@ -24,10 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
-from jaxsem import losses
+from jaxsem import losses, slices
 from jaxsem.codecs import serial
 from jaxsem.codecs.hyperprior import QUALITY_STEPS, grid_of
-from jaxsem.codecs.serial import SYMBOL_LIMIT
 from jaxsem.entropy import rans, traced
 from jaxsem.entropy.tables import Tables
 from jaxsem.errors import FormatError, InputError, WeightsError
@@ -146,7 +143,7 @@ def _unit(image: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     return image.astype(jnp.float32) / 255.0
 
 
-# -- compiled pieces: static in the module and the slice, so that a changed number compiles nothing ----------------------
+# -- compiled pieces: static in the module, so that a changed number compiles nothing --------------------------------------
 
 
 @partial(jax.jit, static_argnames="module")
@@ -174,31 +171,7 @@ def run_without_gains(module: Any, params: Any, y_hat: jax.Array, quality: jax.A
     return module.apply({"params": params}, y_hat, quality, method="without_gains")
 
 
-@partial(jax.jit, static_argnames=("module", "grid"))
-def _start(module, grid, variables, quality):
-    """The first state and the prediction of slice 0."""
-    state = module.apply(variables, quality.shape[0], grid, quality, method="begin")
-    return state, module.apply(variables, 0, state, method="predict")
-
-
-@partial(jax.jit, static_argnames=("module", "i"))
-def _advance(module, i, variables, state, symbols, mean):
-    """The state after slice i and the prediction of slice i + 1; None after the last, and where y is coded serially."""
-    state = module.apply(variables, i, state, symbols.astype(jnp.float32) + mean, method="place")
-    last = i + 1 == module.slices or module.serial
-    return state, None if last else module.apply(variables, i + 1, state, method="predict")
-
-
-@partial(jax.jit, static_argnames=("module", "i"))
-def _quantise(module, i, variables, latents, mean, scale, inside):
-    """Symbols of slice i, zero in the padding, and the model's estimate of their bits, for each image."""
-    values = module.apply(variables, i, latents, method="values_of")
-    symbols = jnp.where(inside, jnp.clip(jnp.round(values - mean), -SYMBOL_LIMIT, SYMBOL_LIMIT), 0.0)
-    probability = module.apply(variables, i, symbols + mean, mean, scale, method="likelihood_of")
-    return symbols.astype(jnp.int32), -jnp.where(inside, jnp.log2(probability), 0.0).sum(axis=(1, 2, 3))
-
-
-# -- the slice driver -----------------------------------------------------------------------------------------------------
+# -- coding ---------------------------------------------------------------------------------------------------------------
 
 Size = tuple[int, int]  # true height and width of an image in pixels; (0, 0) fills up a batch
 
@@ -234,30 +207,27 @@ def code_latents(codec: Codec, latents: dict[str, jax.Array], sizes: Sequence[Si
       quality: As a packet holds it.
     """
     module, variables = codec.module, variables_of(codec, codec.arithmetic == "exact")
-    grid = grid_of(latents)
-    state, (table, mean, scale) = _start(module, grid, variables, np.full(len(sizes), quality, np.float32))
-    slices, total = [], 0.0
-    for i in range(1 if module.serial else module.slices):
-        inside = _inside(module, i, grid, sizes)
-        symbols, bits = _quantise(module, i, variables, latents, mean, scale, inside)
-        slices.append((symbols, table, inside))
-        total = total + bits
-        if i + 1 < module.slices:
-            state, prediction = _advance(module, i, variables, state, symbols, mean)
-            table, mean, scale = prediction or (None, None, None)
+    grid, qualities = grid_of(latents), np.full(len(sizes), quality, np.float32)
+    found, total, state = slices.code(module, variables, latents, grid, qualities, sizes, _driven(module))
     if module.serial:
         coded = _run_serial(codec, variables, state["psi"], latents["y"], sizes, None)
-        slices.append((coded.symbols, coded.tables, _inside(module, 1, grid, sizes)))
+        found.append((coded.symbols, coded.tables, slices.inside(module, 1, grid, sizes)))
         total = total + coded.bits
-    return Coded(tuple(slices), total)
+    return Coded(tuple(found), total)
+
+
+def _driven(module: Any) -> int:
+    """How many slices the driver codes: all, or z only, where y is coded position by position."""
+    return 1 if module.serial else module.slices
 
 
 def decoded_serially(codec: Codec, latents: dict[str, jax.Array], quality: float) -> jax.Array:
     """y_hat [1, h, w, m] that a decoder gets from one whole image of a codec that codes y position by position, in floats."""
-    variables, grid = variables_of(codec, False), latents["z"].shape[1:3]
-    state, (_, median, _) = _start(codec.module, grid, variables, np.full(1, quality, np.float32))
-    state, _ = _advance(codec.module, 0, variables, state, jnp.round(latents["z"] - median), median)
-    sizes = [tuple(16 * side for side in latents["y"].shape[1:3])]
+    variables, sizes = variables_of(codec, False), [tuple(16 * side for side in latents["y"].shape[1:3])]
+    # Its z alone: the state after it.
+    _, _, state = slices.code(
+        codec.module, variables, latents, latents["z"].shape[1:3], np.full(1, quality, np.float32), sizes, 1
+    )
     return _run_serial(codec, variables, state["psi"], latents["y"], sizes, None).y_hat
 
 
@@ -283,27 +253,22 @@ def _run_serial(
     return jax.tree.map(lambda *each: jnp.stack(each), *parts)
 
 
-def _inside(module: Any, i: int, grid: tuple[int, int], sizes: Sequence[Size]) -> np.ndarray:
-    return np.concatenate([module.inside(i, grid, size) for size in sizes])
-
-
 def encode(codec: Codec, coded: Coded, count: int) -> list[bytes]:
     """The host's part: packs the integers of the first `count` images of a batch into a packet each."""
     head = bytes([round(codec.quality * QUALITY_STEPS) | (_EXACT if codec.arithmetic == "exact" else 0)])
-    slices = jax.device_get(coded.slices)
-    return [head + _encode_one(codec, [[part[k] for part in each] for each in slices], head) for k in range(count)]
+    found = jax.device_get(coded.slices)
+    return [head + _encode_one(codec, [[part[k] for part in each] for each in found], head) for k in range(count)]
 
 
-def _encode_one(codec: Codec, slices: list, head: bytes) -> bytes:
+def _encode_one(codec: Codec, found: list, head: bytes) -> bytes:
     encoder, check = rans.Encoder(codec.tables), zlib.crc32(head)
-    for i, (symbols, table, inside) in enumerate(slices):
+    for i, (symbols, table, inside) in enumerate(found):
         inline = i > 0 and codec.module.serial
         if inline:
             rows, columns = serial.order(int(inside[:, 0, 0].sum()), int(inside[0, :, 0].sum()))
             flat, indices = symbols[rows, columns].ravel(), table[rows, columns].ravel()
         else:
-            mask = np.broadcast_to(inside, symbols.shape)
-            flat, indices = symbols[mask], table[mask]
+            flat, indices = slices.flattened(symbols, table, inside)
         check = zlib.crc32(flat.astype("<i4").tobytes(), check)
         encoder.push(flat, indices, inline)
     return encoder.finish(check & 0xFFFF)
@@ -413,15 +378,6 @@ def decode_slices(
 
 def _decode_slices(codec: Codec, pull: Callable, qualities: Sequence[float], sizes, grid: tuple[int, int], exact: bool):
     """The state after the slices that the driver decodes: all of them, or z only."""
-    module, variables = codec.module, variables_of(codec, exact)
     filled = np.array([*qualities, *[qualities[-1]] * (len(sizes) - len(qualities))], np.float32)
-    state, prediction = _start(module, grid, variables, filled)
-    for i in range(1 if module.serial else module.slices):
-        table, mean, _ = prediction
-        table = np.asarray(table)
-        mask = np.broadcast_to(_inside(module, i, grid, sizes), table.shape)
-        symbols = np.zeros(table.shape, np.int32)
-        for k in range(len(qualities)):
-            symbols[k][mask[k]] = pull(k, table[k][mask[k]])
-        state, prediction = _advance(module, i, variables, state, symbols, mean)
-    return state
+    given = codec.module, variables_of(codec, exact), grid, filled, sizes
+    return slices.decode(*given, pull, len(qualities), _driven(codec.module))
