@@ -40,7 +40,7 @@ def ssim(x: Images, y: Images) -> Float[jax.Array, "..."]:
         InputError: if the two cannot be compared, or a side is shorter than 11 pixels.
     """
     x, y, data_range = comparable(x, y)
-    _require_side(x.shape, SMALLEST_SSIM_SIDE, "SSIM")
+    require_side(x.shape, SMALLEST_SSIM_SIDE, "SSIM")
     return _ssim(x, y, data_range)
 
 
@@ -64,11 +64,12 @@ def ms_ssim(x: Images, y: Images) -> Float[jax.Array, "..."]:
         InputError: if the two cannot be compared, or a side is shorter than 161 pixels.
     """
     x, y, data_range = comparable(x, y)
-    _require_side(x.shape, SMALLEST_MS_SSIM_SIDE, "MS-SSIM")
+    require_side(x.shape, SMALLEST_MS_SSIM_SIDE, "MS-SSIM")
     return _ms_ssim(x, y, data_range)
 
 
-def _require_side(shape: tuple[int, ...], smallest: int, name: str) -> None:
+def require_side(shape: tuple[int, ...], smallest: int, name: str) -> None:
+    """Refuses images `[..., height, width, channels]` with a side below `smallest`, for the metric `name`."""
     height, width = shape[-3:-1]
     if min(height, width) < smallest:
         raise InputError(
@@ -79,13 +80,13 @@ def _require_side(shape: tuple[int, ...], smallest: int, name: str) -> None:
 
 @jax.jit
 def _ssim(x, y, data_range):
-    similarity, _ = _similarity(_planes(x), _planes(y), data_range)
+    similarity, _ = _similarity(planes(x), planes(y), data_range)
     return jnp.mean(similarity, axis=-1)
 
 
 @jax.jit
 def _ms_ssim(x, y, data_range):
-    x, y = _planes(x), _planes(y)
+    x, y = planes(x), planes(y)
     product = 1.0
     for scale, weight in enumerate(SCALE_WEIGHTS):
         similarity, contrast_structure = _similarity(x, y, data_range)
@@ -97,6 +98,21 @@ def _ms_ssim(x, y, data_range):
 
 def _similarity(x, y, data_range):
     """SSIM and its contrast-structure factor, averaged over each plane: two arrays of shape `[..., channels]`."""
+    similarity, contrast_structure = ssim_maps(x, y, data_range)
+    return jnp.mean(similarity, axis=(-2, -1)), jnp.mean(contrast_structure, axis=(-2, -1))
+
+
+def ssim_maps(x, y, data_range):
+    """SSIM and its contrast-structure factor at the middle of every window that lies inside the image.
+
+    Args:
+        x: planes `[..., height, width]`, floating point; see `planes`.
+        y: planes of the same shape.
+        data_range: the peak of their values.
+
+    Returns:
+        two arrays `[..., height - 10, width - 10]`.
+    """
     c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
     # One blur of the five moments compiles three times as fast as five blurs.
     mean_x, mean_y, mean_xx, mean_yy, mean_xy = _blur(jnp.stack([x, y, x * x, y * y, x * y]))
@@ -105,10 +121,10 @@ def _similarity(x, y, data_range):
     covariance = mean_xy - mean_x * mean_y
     contrast_structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
     luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
-    return jnp.mean(luminance * contrast_structure, axis=(-2, -1)), jnp.mean(contrast_structure, axis=(-2, -1))
+    return luminance * contrast_structure, contrast_structure
 
 
-def _planes(x):
+def planes(x):
     """`[..., height, width, channels]` to `[..., channels, height, width]`: rows of one channel lie together."""
     return jnp.moveaxis(x, -1, -3)
 

@@ -95,5 +95,5 @@ def pixel_shuffle(x: Float[Array, "b h w c"]) -> Float[Array, "b h*2 w*2 c//4"]:
 def unit(x: ArrayLike) -> jax.Array:
     """Scales the last axis to length 1; a zero vector stays zero, and its gradient is zero too."""
     square = jnp.square(x).sum(-1, keepdims=True)
-    known = square > _SMALLEST_NORM**2
+    known = ~(square <= _SMALLEST_NORM**2)  # NaN is not zero
     return jnp.where(known, x / jnp.sqrt(jnp.where(known, square, 1.0)), 0.0)
