@@ -4,8 +4,8 @@
     jaxsem train experiments/elic_scenes.py --set init=runs/higher --set steps=1500
 
 What: He et al., ELIC (CVPR 2022), chandelier variant at widths for images of 128 x 128 with few objects, gains for four qualities.
-Differs from the papers: as elic-mini; every training image is one whole scene of the 48 seen classes; the lowest rates are
-reached from higher ones, since a codec that starts there learns to send nothing.
+Differs from the papers: as elic-mini; every training image is one whole scene of the 48 seen classes; the low rates are
+trained from the weights of higher ones.
 On an accelerator, a larger setting: --set batch=64 --set steps=50000 --set dtype=bfloat16
 """
 

@@ -6,18 +6,22 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxsem import feature_demo, pipeline, presets
+from jaxsem import feature_demo, neck_demo, pipeline, presets
 from jaxsem.codec import Codec
 from jaxsem.container import pack
 from jaxsem.data.images import list_images, read_image, write_image
+from jaxsem.demo_page import STYLE
 from jaxsem.files import check_output, make_folder, write_file
 from jaxsem.metrics import anchors
 from jaxsem.progress import Progress
 from jaxsem.results import Row, hardware, image_row
 from jaxsem.systems.feature_codec import FeatureCodec
+from jaxsem.systems.neck_codec import Reader
 
 PRESET = "elic-mini"
 FEATURES_PRESET = "pqvae-mini"
+NECK_PRESET = "transform-neck-mini"
+LANGUAGE_PRESET = "llava-mini"
 _MARK = "<title>jaxsem demo</title>"
 CREDITS = {
     "astronaut": "Eileen Collins, NASA, public domain",
@@ -34,6 +38,7 @@ def run_demo(
     codec: Codec | None = None,
     photos: Mapping[str, np.ndarray] | None = None,
     features: FeatureCodec | None = None,
+    reader: Reader | None = None,
 ) -> Path:
     """Runs the demo.
 
@@ -44,6 +49,7 @@ def run_demo(
       codec: What to show; the shipped preset by default.
       photos: Name and picture of what to compress; the bundled photos by default.
       features: The codec of features to show on scenes; the shipped preset by default.
+      reader: What answers questions about files of scenes; without it the page has no such part.
 
     Returns:
       The page, `index.html` in the folder.
@@ -67,11 +73,16 @@ def run_demo(
                 progress.step()
     features = features or presets.load(FEATURES_PRESET)
     shown = feature_demo.show_scenes(features, page.parent, force, quiet)
-    scenes = feature_demo.section(features, shown)
+    scenes, answered = feature_demo.section(features, shown), []
+    if reader is not None:
+        answered = neck_demo.show_answers(reader, page.parent, force, quiet)
+        scenes += neck_demo.section(reader, answered)
     write_file(page, _page(codec, photos, rows, scenes).encode(), force)
     if not quiet:
         print(_summary(codec, rows))
         print(feature_demo.summary(shown))
+        if answered:
+            print(neck_demo.summary(answered))
         print(f"The page with the pictures: {page}")
     return page
 
@@ -117,35 +128,12 @@ def _jpeg(name: str, stem: str, photo: np.ndarray, size: int, out: Path, force: 
 
 # -- the page --------------------------------------------------------------------------------------------------------------
 
-_STYLE = """
-:root { --ink: #1c1f23; --soft: #667079; --line: #e3e6e9; --paper: #fbfbfa; --accent: #0b6e99; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8eaec; --soft: #98a2ab; --line: #30363b; --paper: #15181b; --accent: #6cc3e8; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.5rem 1.5rem 5rem; max-width: 90rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
-h1 { font-size: 1.7rem; margin: 0 0 .3rem; letter-spacing: -.01em; }
-h2 { font-size: 1.15rem; margin: 3rem 0 .2rem; text-transform: capitalize; }
-p { margin: .2rem 0 1rem; max-width: 48rem; color: var(--soft); }
-.strip { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1rem; align-items: start; }
-figure { margin: 0; }
-img { width: 100%; height: auto; display: block; border-radius: 4px; }
-figcaption { font-size: .85rem; color: var(--soft); padding-top: .35rem; font-variant-numeric: tabular-nums; }
-figcaption b { color: var(--ink); }
-.none { border: 1px dashed var(--line); border-radius: 4px; display: grid; place-items: center; padding: 1rem;
-  color: var(--soft); font-size: .85rem; text-align: center; }
-table { border-collapse: collapse; margin-top: 1rem; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { text-align: right; padding: .3rem .9rem; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; text-transform: capitalize; }
-th { color: var(--soft); font-weight: 500; }
-"""
-
 
 def _page(codec: Codec, photos: Mapping[str, np.ndarray], rows: list[Row], scenes: str) -> str:
     sections = "".join(_section(codec.name, name, photo, rows) for name, photo in photos.items())
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-{_MARK}<style>{_STYLE}</style>
+{_MARK}<style>{STYLE}</style>
 <h1>jaxsem: photos in a few kilobytes</h1>
 <p>Each photo was compressed with <b>{html.escape(codec.name)}</b> to a real file at
 {max(len(codec.lambdas), 1)} qualities and decoded from it again ({hardware()}). Below each reconstruction stands the best

@@ -11,6 +11,7 @@ from jaxsem.commands.refer import highlighted
 from jaxsem.container import pack
 from jaxsem.data.images import write_image
 from jaxsem.data.scenes import CLASSES, SceneConfig, captions, refer, render, sample_scene
+from jaxsem.demo_page import SIDE, picture
 from jaxsem.errors import InputError
 from jaxsem.files import write_file
 from jaxsem.progress import Progress
@@ -20,7 +21,6 @@ from jaxsem.systems.feature_codec import FeatureCodec
 SCENES = (0, 1, 2, 3, 4)
 """Scenes of the test split that the page shows."""
 
-_SIDE = 256  # of the pictures on the page; the model sees its own size
 _TOP = 3
 
 
@@ -74,7 +74,7 @@ def look_at(codec: FeatureCodec, number: int) -> tuple[Shown, bytes, np.ndarray,
       What is known from the file, the file, the picture, and the picture with all but the region that was found darkened.
     """
     scene, name = sample_scene("test", number, SceneConfig("all", objects=(1, 3))), f"scene-{number}"
-    image = render(scene, _SIDE)
+    image = render(scene, SIDE)
     [result] = pipeline.compress_items(codec, [image])
     data = pack(result.item, codec.digest)
     features = feature_tasks.read_features(codec, [data])
@@ -113,16 +113,8 @@ def _rows(one: Shown) -> str:
     where = "no region stands out" if one.score is None else f"score {one.score:.2f}, regions in {one.bits} bits"
     return (
         "<div class='strip' style='margin-top: 1rem'>"
-        + _picture(f"{one.name}.png", f"<b>The scene</b>: {html.escape(one.truth)}")
+        + picture(f"{one.name}.png", f"<b>The scene</b>: {html.escape(one.truth)}")
         + f"<div><p><b>{one.size} bytes</b></p><p>{classes}</p><p>“{html.escape(one.caption)}”</p></div>"
-        + _picture(f"{one.name}-refer.png", f"<b>“{html.escape(one.phrase)}”</b>: {where}")
+        + picture(f"{one.name}-refer.png", f"<b>“{html.escape(one.phrase)}”</b>: {where}")
         + "</div>"
     )
-
-
-def _picture(file: str, caption: str) -> str:
-    alt = html.escape(file)
-    image = (
-        f'<img src="{alt}" width="{_SIDE}" height="{_SIDE}" alt="{alt}" loading="lazy" style="max-width: {_SIDE}px">'
-    )
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"

@@ -1,16 +1,25 @@
 import html
 import re
 
+import numpy as np
 import pytest
 from toy_features import toy_codec
+from toy_neck import language, with_toy_neck
 
 import jaxsem
-from jaxsem import demo, feature_demo, pipeline
+from jaxsem import demo, feature_demo, neck_demo, pipeline
 from jaxsem.errors import OutputError
+from jaxsem.systems.neck_codec import Reader
 
 
 def arguments_for(codec, noise_photo):
-    return {"quiet": True, "codec": codec, "photos": {"noise": noise_photo(64, 100)}, "features": toy_codec()}
+    return {
+        "quiet": True,
+        "codec": codec,
+        "photos": {"noise": noise_photo(64, 100)},
+        "features": toy_codec(),
+        "reader": Reader(with_toy_neck(codec), language()),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +56,22 @@ def test_the_files_of_scenes_hold_what_the_page_says(page):
     for file, caption in zip(files, jaxsem.caption(codec, features), strict=True):
         assert f"<b>{file.stat().st_size} bytes</b>" in text
         assert f"“{caption}”" in text
+
+
+def test_the_answers_of_the_page_are_those_about_the_files(page, tiny_codec):
+    reader = Reader(with_toy_neck(tiny_codec), language())
+    files = [page.parent / f"question-{number}.jsem" for number in neck_demo.SCENES]
+    text = html.unescape(page.read_text())
+    for file, said in zip(
+        files, reader.answer([f.read_bytes() for f in files], ["Describe the image."] * 3, max_new_tokens=48)
+    ):
+        assert f"<b>{file.stat().st_size} bytes</b>" in text
+        assert f"<br><b>{said}</b>" in text
+
+
+def test_a_box_is_outlined_in_shares_of_the_picture():
+    found = neck_demo.outlined(np.zeros((20, 40, 3), np.uint8), (0.25, 0.0, 0.75, 1.0)).any(axis=2)
+    assert (np.flatnonzero(found.any(axis=0)).tolist(), found[10, 20]) == (list(range(10, 31)), False)
 
 
 def test_a_second_demo_replaces_the_first_but_no_strange_page(page, tiny_codec, noise_photo):

@@ -4,46 +4,26 @@ import dataclasses
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from toy_neck import NECK, language, with_toy_neck
 
 import jaxsem
 from jaxsem import tasks
-from jaxsem.backbones.clip_config import VisionConfig
-from jaxsem.backbones.llama import LlamaConfig
-from jaxsem.backbones.llava import Llava, LlavaConfig
+from jaxsem.backbones.llava import Llava
 from jaxsem.container import unpack
-from jaxsem.data.questions import MARKS, question_words
-from jaxsem.data.words import WordTokenizer
 from jaxsem.errors import InputError, WeightsError
 from jaxsem.pipeline import decode_latents
 from jaxsem.systems import neck_codec
-from jaxsem.systems.mllm_files import make_mllm, save_mllm
+from jaxsem.systems.mllm_files import save_mllm
 from jaxsem.systems.neck_codec import Reader, save_neck_codec, with_neck
-from jaxsem.systems.transform_neck import NeckConfig, TransformNeck
 
-VISION = VisionConfig(width=16, layers=3, heads=2, hidden=32, patch=16, image_size=64)
-NECK = NeckConfig(16, VISION, (4, 4), 2)
 QUESTIONS = ["Is there a red star in the image?", "Describe the image."]
-
-
-def language(name="words", **changes):
-    """A LLaVA of random parameters that speaks of scenes."""
-    words = WordTokenizer(question_words(), MARKS)
-    text = LlamaConfig(
-        width=16, layers=1, heads=2, kv_heads=1, hidden=32, vocabulary=len(words), context=256, tied=True
-    )
-    config = LlavaConfig(dataclasses.replace(VISION, **changes), text, len(words), feature_layer=-1)
-    ids, visual = jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, 1, 16))
-    params = Llava(config).init(jax.random.key(0), ids, visual)["params"]
-    return make_mllm(name, config, params, words.words, words.marks)
 
 
 @pytest.fixture(scope="module")
 def codec(tiny_codec):
-    params = TransformNeck(NECK).init(jax.random.key(0), jnp.zeros((1, 4, 4, 16)))["params"]
-    return with_neck(tiny_codec, NECK, params, "d2")
+    return with_toy_neck(tiny_codec)
 
 
 @pytest.fixture(scope="module")
