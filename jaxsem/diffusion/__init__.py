@@ -1,5 +1,6 @@
 """Diffusion: noise schedules of published checkpoints, DDIM and its inversion, guidance."""
 
+from jaxsem.diffusion.along import Distance, sample_along
 from jaxsem.diffusion.ddim import (
     Denoise,
     ddim_step,
@@ -17,6 +18,7 @@ __all__ = [
     "STABLE_DIFFUSION",
     "ContextDenoise",
     "Denoise",
+    "Distance",
     "NoiseSchedule",
     "check_steps",
     "classifier_free",
@@ -30,6 +32,7 @@ __all__ = [
     "predict_noise",
     "renoise",
     "sample",
+    "sample_along",
     "schedule_from_json",
     "timesteps",
 ]
