@@ -189,6 +189,10 @@ class TextTower(Tower):
         rows = jnp.take(self.token_embedding, ids, axis=0, mode="fill", fill_value=jnp.nan)
         return rows.astype(self.dtype) + self.positions[: texts.shape[1]].astype(self.dtype)
 
+    def token_states(self, texts: Int[Array, "b n"]) -> Float[Array, "b n width"]:
+        """All tokens of the last layer, normalised: the `last_hidden_state` of transformers, and what latent diffusion sees."""
+        return self.final_norm(self.run_layers(self.embed(texts)))
+
     def pool(self, tokens: Float[Array, "b n width"], texts: Int[Array, "b n"]) -> Float[Array, "b width"]:
         """The token at the end of each text, normalised; without an `end_of_text` in a text, its first token."""
         end = self.config.end_of_text
