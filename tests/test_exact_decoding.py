@@ -67,9 +67,10 @@ WAYS = [
     "operands in bfloat16",
     "without compilation",
 ]
+SLOW = ("without compilation", "in batches, backwards", "as one program")
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [pytest.param(way, marks=[pytest.mark.slow] * (way in SLOW)) for way in WAYS])
 def test_symbols_do_not_depend_on_how_they_are_decoded(check_exact, samples, way):
     count = check_exact.compare(*samples["exact"], check_exact.WAYS[way])
     assert count.photos >= 2
@@ -100,6 +101,7 @@ def test_the_shipped_preset_is_exact(check_exact, way):
     assert check_exact.compare(codec, found, check_exact.WAYS[way]).photos_differing == 0
 
 
+@pytest.mark.slow
 def test_files_of_a_process_with_other_flags_are_read_here(check_exact, golden, tmp_path):
     environment = {**os.environ, "XLA_FLAGS": OTHER_FLAGS, "OMP_NUM_THREADS": "1"}
     for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_DISABLE_MOST_OPTIMIZATIONS"):

@@ -25,6 +25,7 @@ def one_device(monkeypatch):
         monkeypatch.setattr(module, "make_mesh", lambda: one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(RECIPES) - set(SAME) - {"hyperprior.py"}))
 def test_the_quick_mode_trains_saves_and_loads(name, tmp_path, noise_photo, one_device, tiny_preset):
     tiny = [f"codec={tiny_preset}"] if name == "transform_neck_mini.py" else []
@@ -62,6 +63,7 @@ def test_the_loss_of_a_full_size_recipe_can_be_computed(name):
     assert {"bpp", "psnr"} <= metrics.keys()
 
 
+@pytest.mark.slow
 def test_quantisation_in_the_loop_goes_on_from_calibrated_weights(tmp_path, one_device):
     recipe, quick = recipes.read_recipe(EXPERIMENTS / "hyperprior.py")
     settings = recipes.override(recipe, quick)

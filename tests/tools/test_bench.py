@@ -13,6 +13,8 @@ from jaxsem import cli, pipeline
 from jaxsem.data.images import write_image
 from jaxsem.errors import InputError, JaxsemError
 
+pytestmark = pytest.mark.slow  # runs whole commands
+
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 RECIPE = """

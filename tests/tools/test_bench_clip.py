@@ -14,6 +14,8 @@ from toy_clip import pictures, save_clip, toy_clip
 from jaxsem.backbones.clip_config import CONFIGS
 from jaxsem.data.images import encode_image
 
+pytestmark = pytest.mark.slow  # runs whole commands
+
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 

@@ -12,6 +12,8 @@ from jaxsem.errors import InputError
 from jaxsem.systems import feature_networks
 from jaxsem.systems.feature_networks import Recipe
 
+pytestmark = pytest.mark.slow  # runs whole commands
+
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 WIDTH = 25
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # runs whole commands
+
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 

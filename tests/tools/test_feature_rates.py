@@ -15,6 +15,8 @@ from jaxsem.systems.feature_arrays import FeatureWriter
 from jaxsem.systems.feature_networks import Recipe
 from jaxsem.systems.zero_shot import class_split
 
+pytestmark = pytest.mark.slow  # runs whole commands
+
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 WIDTH, NAMES = 10, ["ape", "bee", "cow", "dog", "elk"]
 CENTRES = np.linalg.qr(np.random.default_rng(0).normal(size=(WIDTH, WIDTH)))[0][: len(NAMES)].astype(np.float32)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from toy import CountedBatches, init_params, loss_fn
 
 from jaxsem.training import LoopConfig, OptimizerConfig, load_best, train
@@ -18,6 +19,7 @@ WORKER = """
 import sys
 import jax
 import numpy as np
+import pytest
 from jax.sharding import PartitionSpec as P
 port, index, workdir, here = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=index)
@@ -41,6 +43,7 @@ assert int(state.step) == 4
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
