@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxsem import codec as driver
 from jaxsem import shapes
 from jaxsem.codec import QUALITY_STEPS, Codec
-from jaxsem.codecs.hyperprior import FLOAT_NETWORKS, GAUSSIAN_TABLES, SCALE_THRESHOLDS, grid_of
+from jaxsem.codecs.hyperprior import GAUSSIAN_TABLES, SCALE_THRESHOLDS
 from jaxsem.entropy.tables import Tables, gaussian_tables, quantise_counts
 from jaxsem.errors import InputError, WeightsError
 from jaxsem.nn import exact
@@ -60,18 +60,41 @@ def calibrate(codec: Codec, images: Sequence[np.ndarray]) -> Codec:
         )
     levels = range(max(len(codec.lambdas), 1))
     samples = [_latents(codec, pixels, level) for pixels in _prepared(images) for level in levels]
-    grids, before = _choose_grids(codec.module, codec.params, samples)
-    result = with_grids(codec, grids)
-    bits, coded = _code(codec.module, result.exact, samples)
+    grids, tables = calibrate_module(codec.name, codec.module, codec.params, codec.tables, samples)
+    return with_grids(replace(codec, tables=tables), grids)
+
+
+def calibrate_module(
+    name: str, module: Any, params: Any, tables: Tables, samples: Sequence["Sample"]
+) -> tuple[Grids, Tables]:
+    """Chooses the exact arithmetic of a module for `jaxsem.slices`, and fits its Gaussian tables.
+
+    Args:
+      name: What errors call it.
+      module: The module; of its config's `lambdas` and its `float_networks`, both may be empty.
+      params: Its parameters.
+      tables: The integer tables, the Gaussian ones first.
+      samples: What to try: latents of one image each, and the condition [1, ...] of `begin`.
+
+    Returns:
+      The grids, as a weights file holds them, and the tables.
+
+    Raises:
+      WeightsError: Some layer cannot be computed exactly, or the rate of these images would rise by more than 2 %.
+    """
+    grids, before = _choose_grids(module, params, samples)
+    host = jax.device_get(params)
+    check_grids(module, host, grids)
+    bits, coded = _code(module, jax.device_put(exact_variables(host, grids)), samples)
     loss = bits / before - 1
     if not loss <= MAX_LOSS:
         raise WeightsError(
-            f"exact arithmetic would cost {codec.name} {100 * loss:.2f} % of rate on these {len(images)} images, more than "
+            f"exact arithmetic would cost {name} {100 * loss:.2f} % of rate on these {len(samples)} samples, more than "
             f"{100 * MAX_LOSS:g} %: calibrate with more images, train it with exact=True, or use arithmetic='float'"
         )
     # A factorised codec has no Gaussian table in use: its own are those of the trained densities.
-    tables = _fit_tables(codec.tables, coded) if codec.module.y_slices else codec.tables
-    return with_grids(replace(codec, tables=tables), grids)
+    first = module.gaussian_from
+    return grids, _fit_tables(tables, coded, first) if first < module.slices else tables
 
 
 def with_grids(codec: Codec, grids: Grids) -> Codec:
@@ -81,20 +104,25 @@ def with_grids(codec: Codec, grids: Grids) -> Codec:
       WeightsError: The grids do not fit the model, or some are missing.
     """
     params = jax.device_get(codec.params)
-    _check_grids(codec.module, params, grids)
+    check_grids(codec.module, params, grids)
     digest = identity(asdict(codec.module.config), params, codec.tables.digest(), grids)
     return replace(codec, exact=jax.device_put(exact_variables(params, grids)), arithmetic="exact", digest=digest)
 
 
-def _check_grids(module: Any, params: Mapping[str, Any], grids: Grids) -> None:
-    """Refuses grids that are not exactly those of the model's layers."""
-    config, flat = module.config, flatten_dict(dict(grids), sep="/")
+def check_grids(module: Any, params: Mapping[str, Any], grids: Grids) -> None:
+    """Refuses grids that are not exactly those of the model's layers.
+
+    Raises:
+      WeightsError: Names every one that is missing, surplus or misshapen.
+    """
+    flat = flatten_dict(dict(grids), sep="/")
+    lambdas = getattr(module.config, "lambdas", ())
     wanted: dict[str, tuple[Any, tuple[int, ...] | None]] = {"mean": (np.int8, ())}
-    if module.y_slices:
+    if module.gaussian_from < module.slices:
         wanted["thresholds"] = np.float32, (GAUSSIAN_TABLES - 1,)
-    if config.lambdas:
-        wanted["gain_z/inverse"] = (np.float32, ((len(config.lambdas) - 1) * QUALITY_STEPS + 1, config.hyper))
-    networks = {name: part for name, part in params.items() if name not in FLOAT_NETWORKS}
+    if lambdas:
+        wanted["gain_z/inverse"] = (np.float32, ((len(lambdas) - 1) * QUALITY_STEPS + 1, module.config.hyper))
+    networks = {name: part for name, part in params.items() if not name.startswith(module.float_networks)}
     for path, kernel in flatten_dict(networks, sep="/").items():
         if path.endswith("kernel"):
             inputs = flat.get(path.replace("kernel", "inputs"), np.zeros((1, 0)))
@@ -168,7 +196,9 @@ def _middle(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return image[top : top + height, left : left + width]
 
 
-Sample = tuple[dict[str, jax.Array], np.ndarray]  # latents of one image, and its quality [1]
+Sample = tuple[
+    dict[str, jax.Array], np.ndarray
+]  # latents of one image, and the condition that both sides know [1, ...]
 
 
 def _latents(codec: Codec, pixels: np.ndarray, level: int) -> Sample:
@@ -180,24 +210,25 @@ def _latents(codec: Codec, pixels: np.ndarray, level: int) -> Sample:
     return latents, quality
 
 
-Coded = list[tuple[np.ndarray, np.ndarray]]  # of each slice, the tables and the symbols
+Coded = list[tuple[np.ndarray, np.ndarray]]  # of each slice, the tables, -1 where nothing is coded, and the symbols
 
 
-def _walk(module: Any, latents: dict[str, jax.Array], quality: jax.Array) -> tuple[jax.Array, Coded]:
+def _walk(module: Any, latents: dict[str, jax.Array], condition: jax.Array) -> tuple[jax.Array, Coded]:
     """Estimated bits of one image's latents, and what is coded: all slices, as a decoder computes them.
 
     Where y is coded position by position, the context is that of the y_hat found in floats before.
     """
-    state, bits, coded = module.begin(1, grid_of(latents), quality), jnp.zeros(()), []
+    state, bits, coded = module.begin(1, module.grid_of(latents), condition), jnp.zeros(()), []
     for i in range(module.slices):
         if module.serial and i:
             state = {**state, "y_hat": latents["y_hat"]}
         table, mean, scale = module.predict(i, state)
-        symbols = jnp.round(module.values_of(i, latents) - mean)
+        opened = module.opened(i, condition)
+        symbols = jnp.where(opened, jnp.round(module.values_of(i, latents) - mean), 0.0)
         values = symbols + mean
-        bits -= jnp.log2(module.likelihood_of(i, values, mean, scale)).sum()
+        bits -= jnp.where(opened, jnp.log2(module.likelihood_of(i, values, mean, scale)), 0.0).sum()
         state = module.place(i, state, values)
-        coded.append((table, symbols.astype(jnp.int32)))
+        coded.append((jnp.where(opened, table, -1), symbols.astype(jnp.int32)))
     return bits, coded
 
 
@@ -208,13 +239,13 @@ def _code(module: Any, variables: Mapping[str, Any], samples: Sequence[Sample]) 
     return sum(float(bits) for bits, _ in results), [coded for _, coded in results]
 
 
-def _fit_tables(tables: Tables, coded: Sequence[Coded]) -> Tables:
-    """The tables, with Gaussian ones made anew and moved towards the symbols that they coded.
+def _fit_tables(tables: Tables, coded: Sequence[Coded], first: int) -> Tables:
+    """The tables, with Gaussian ones made anew and moved towards the symbols that they coded, in the slices from `first` on.
 
     Real symbols have heavier tails than the Gaussians that training assumes. Counts of both signs are taken together, and
     `_FIT_PRIOR` symbols of the Gaussian kind are added to them, so that a table that coded few stays what it was.
     """
-    table, symbols = (np.concatenate([part[k].ravel() for each in coded for part in each[1:]]) for k in (0, 1))
+    table, symbols = (np.concatenate([part[k].ravel() for each in coded for part in each[first:]]) for k in (0, 1))
     order = np.argsort(table, kind="stable")
     ends = np.searchsorted(table[order], np.arange(GAUSSIAN_TABLES + 1))
     fresh = gaussian_tables(quantise=quantise_counts)
@@ -276,9 +307,9 @@ def _choose_grids(module: Any, params: Any, samples: Sequence[Sample]) -> tuple[
     exponents = _input_exponents(module, params, samples, peaks)
     params = jax.device_get(params)
     flat: dict[Path, np.ndarray] = {("mean",): np.int8(MEAN_EXPONENT)}
-    if module.y_slices:
+    if module.gaussian_from < module.slices:
         flat["thresholds",] = np.asarray(SCALE_THRESHOLDS[module.config.scale_rule], np.float32)
-    if module.config.lambdas:
+    if getattr(module.config, "lambdas", ()):
         flat["gain_z", "inverse"] = _gains(module, params)
     for path, layer in layers.items():
         if isinstance(layer, exact.LeakyRelu):

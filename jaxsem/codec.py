@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from jaxsem import losses, slices
 from jaxsem.codecs import serial
-from jaxsem.codecs.hyperprior import QUALITY_STEPS, grid_of
+from jaxsem.codecs.hyperprior import QUALITY_STEPS
 from jaxsem.entropy import rans, traced
 from jaxsem.entropy.tables import Tables
 from jaxsem.errors import FormatError, InputError, WeightsError
@@ -207,7 +207,7 @@ def code_latents(codec: Codec, latents: dict[str, jax.Array], sizes: Sequence[Si
       quality: As a packet holds it.
     """
     module, variables = codec.module, variables_of(codec, codec.arithmetic == "exact")
-    grid, qualities = grid_of(latents), np.full(len(sizes), quality, np.float32)
+    grid, qualities = module.grid_of(latents), np.full(len(sizes), quality, np.float32)
     found, total, state = slices.code(module, variables, latents, grid, qualities, sizes, _driven(module))
     if module.serial:
         coded = _run_serial(codec, variables, state["psi"], latents["y"], sizes, None)

@@ -85,7 +85,7 @@ def test_a_loss_of_rate_is_refused_with_the_ways_out(float_codec, photos, monkey
         calibration.calibrate(float_codec, [photo[:64, :64] for photo in photos[:2]])
     message = str(caught.value)
     assert "would cost tiny" in message
-    assert "% of rate on these 2 images, more than -100 %" in message
+    assert "% of rate on these 4 samples, more than -100 %" in message
     assert "calibrate with more images, train it with exact=True, or use arithmetic='float'" in message
 
 
@@ -323,7 +323,7 @@ def test_tables_are_fitted_to_heavier_tails_and_only_where_symbols_were_seen():
     table = 17  # sigma = 0.89
     inside = np.abs(unseen) < -before.offsets[table]
     z = (np.full(3, len(before)), np.zeros(3, np.int32))
-    after = calibration._fit_tables(before, [[z, (np.full(seen.shape, table), seen)]])
+    after = calibration._fit_tables(before, [[z, (np.full(seen.shape, table), seen)]], 1)
     assert bits(after, table, unseen[inside]) < 0.99 * bits(before, table, unseen[inside])
     assert np.abs(after.row(table)[:-1] - after.row(table)[:-1][::-1]).max() <= 1
     for other in {*range(len(before))} - {table}:
@@ -340,5 +340,5 @@ def test_an_escape_counts_as_one():
     before = gaussian_tables(quantise=quantise_counts)
     symbols = np.full(5000, 1000, np.int32)
     z = (np.zeros(0, np.int32), np.zeros(0, np.int32))
-    after = calibration._fit_tables(before, [[z, (np.full(5000, 3), symbols)]])
+    after = calibration._fit_tables(before, [[z, (np.full(5000, 3), symbols)]], 1)
     assert after.row(3)[-1] > 0.8 * 2**16

@@ -132,6 +132,16 @@ class Hsvlc(nn.Module):
 
     serial = False
     exactable = True
+    float_networks = (
+        "enter",
+        "leave",
+        "told_",
+        "down",
+        "head",
+        "tail",
+        "up",
+    )  # decide no table, by how their names begin
+    gaussian_from = 0
 
     def setup(self) -> None:
         """Builds the transforms and the priors, one of each for every scale."""
@@ -222,6 +232,15 @@ class Hsvlc(nn.Module):
             for n, side in zip(grid, (frame.rows, frame.columns), strict=True)
         )
         return self.is_open(scale, frame.weight[None]) & (rows[:, None] & columns)[None, :, :, None]
+
+    def grid_of(self, latents: dict[str, jax.Array]) -> tuple[int, int]:
+        """Height and width of z_0 in units of the config's `stride`."""
+        rows, columns = latents["f_0"].shape[1:3]
+        return tuple(n * self.config.stride_of(0) // self.config.stride for n in (rows, columns))
+
+    def opened(self, i: int, weight: Float[Array, "b p q"]) -> jax.Array:
+        """Which positions of slice i M opens, bool [b, h, w, 1]."""
+        return self.is_open(self.scale_of(i), weight)
 
     def begin(self, batch: int, grid: tuple[int, int], weight: Float[Array, "b p q"]) -> State:
         """The state before anything is decoded; `grid` is the height and width of z_0 in units of the config's `stride`."""

@@ -34,7 +34,6 @@ from jaxsem.nn.priors import FactorizedPrior, gaussian_likelihood
 # Tables of a codec: the Gaussians by scale, then one for each channel of z.
 SCALE_THRESHOLDS = {rule: scale_thresholds(rule=rule) for rule in ("nearest", "above")}
 GAUSSIAN_TABLES = len(SCALE_THRESHOLDS["nearest"]) + 1
-FLOAT_NETWORKS = ("g_a", "g_s", "h_a")  # decide no table: what a decoder's slices do not run
 QUALITY_STEPS = 16  # of a quality, as packets hold it and exact gains are tabulated
 Y_STRIDE = 16  # pixels between neighbours of y
 _CELL = shapes.STRIDE
@@ -113,12 +112,6 @@ def gdn_transforms(channels: int, latent: int, dtype: Any) -> tuple[nn.Sequentia
     return analysis, nn.Sequential([*wide, Deconv(3, 5, dtype)])
 
 
-def grid_of(latents: Latents) -> tuple[int, int]:
-    """Height and width, in cells of 64 pixels, of the images that latents belong to."""
-    height, width = latents["y"].shape[1:3]
-    return height * Y_STRIDE // _CELL, width * Y_STRIDE // _CELL
-
-
 class HyperpriorCodec(nn.Module):
     """The frame: transforms, hyper path, gains, and y coded in one or several slices after z.
 
@@ -130,6 +123,8 @@ class HyperpriorCodec(nn.Module):
     dtype: Any = jnp.float32
     serial = False  # whether y is coded position by position: see `jaxsem.codecs.serial`
     exactable = True  # whether its slices can be computed in exact arithmetic: see `jaxsem.nn.exact`
+    float_networks = ("g_a", "g_s", "h_a")  # decide no table: what a decoder's slices do not run
+    gaussian_from = 1  # the slices before it have tables of their own
 
     def setup(self) -> None:
         """Builds all parts."""
@@ -268,6 +263,17 @@ class HyperpriorCodec(nn.Module):
     def slices(self) -> int:
         """Number of slices of the whole latent."""
         return 1 + self.y_slices
+
+    @staticmethod
+    def grid_of(latents: Latents) -> tuple[int, int]:
+        """Height and width, in cells of 64 pixels, of the images that latents belong to."""
+        height, width = latents["y"].shape[1:3]
+        return height * Y_STRIDE // _CELL, width * Y_STRIDE // _CELL
+
+    @staticmethod
+    def opened(i: int, quality: jax.Array) -> bool:
+        """Which positions of slice i are coded, as far as both sides know before: all."""
+        return True
 
     def begin(self, batch: int, grid: tuple[int, int], quality: jax.Array) -> State:
         """The state before anything is decoded; `grid` is the height and width of the images in cells of 64 pixels."""

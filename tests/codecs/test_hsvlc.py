@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from jaxsem import slices
+from jaxsem.calibration import calibrate_module, exact_variables
 from jaxsem.codecs.hsvlc import Frame, Hsvlc, HsvlcConfig, lambda_of
+from jaxsem.entropy import rans
+from jaxsem.entropy.tables import gaussian_tables
 from jaxsem.errors import InputError
 
 CONFIG = HsvlcConfig(width=8, channels=(3, 4, 5, 6), condition=4, hidden=8, prior=8)
@@ -82,6 +85,39 @@ def test_the_slices_decode_what_the_forward_pass_gives(params):
         np.testing.assert_allclose(state[f"f_{i}"], outputs[f"f_{i}"], atol=1e-5)
     decoded = apply(params, {f"f_{i}": state[f"f_{i}"] for i in range(4)}, weight, method="synthesize")
     np.testing.assert_allclose(decoded, outputs["z_hat"], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def exact(params):
+    """Variables of the priors in exact arithmetic, and the tables that fit."""
+    rng = np.random.default_rng(0)
+    maps = [rng.integers(0, 8, (1, 4, 2)).astype(np.float32) / 7 for _ in range(3)]
+    samples = [(apply(params, 9.0 * latents(), weight, method="analyze"), weight) for weight in maps]
+    grids, tables = calibrate_module("toy", MODULE, params, gaussian_tables(), samples)
+    return exact_variables(jax.device_get(params), grids), tables, samples
+
+
+def test_exact_priors_do_not_depend_on_the_batch(exact):
+    variables, _, samples = exact
+    weight = np.concatenate([weight for _, weight in samples])
+    together = jax.tree.map(lambda *each: jnp.concatenate(each), *[found for found, _ in samples])
+    frames = [Frame(32, 16, each) for each in weight]
+    coded, _, _ = slices.code(MODULE, variables, together, (2, 1), weight, frames, 4)
+    for k, (found, one) in enumerate(samples):
+        alone, _, _ = slices.code(MODULE, variables, found, (2, 1), one, frames[k : k + 1], 4)
+        for whole, part in zip(coded, alone, strict=True):
+            for several, single in zip(whole, part, strict=True):
+                np.testing.assert_array_equal(np.asarray(several)[k], np.asarray(single)[0])
+
+
+def test_calibrated_tables_code_what_is_open_and_nothing_else(exact):
+    variables, tables, samples = exact
+    found, weight = samples[0]
+    coded, bits, _ = slices.code(MODULE, variables, found, (2, 1), weight, [Frame(32, 16, weight[0])], 4)
+    encoder = rans.Encoder(tables)
+    for each in coded:
+        encoder.push(*slices.flattened(*(np.asarray(part)[0] for part in each)))
+    assert 8 * len(encoder.finish()) < 1.05 * float(bits[0]) + 64
 
 
 def test_padding_is_not_coded():
