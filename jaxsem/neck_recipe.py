@@ -53,6 +53,7 @@ class NeckRecipe:
       joint_stage: That of codec and neck.
       scenarios: Which of SCENARIOS; d1 is trained in any case.
       bypassed: Layers of the tower that are not run.
+      blocks: Of the neck.
       surrogate: The loss of the neck alone.
       clip: The preset of CLIP features whose towers teach.
       unet: Sizes of the baseline Post-processing; None leaves it out.
@@ -72,6 +73,7 @@ class NeckRecipe:
     joint_stage: Stage
     scenarios: tuple[str, ...] = SCENARIOS
     bypassed: int = 2
+    blocks: int = 1
     surrogate: Surrogate = dataclasses.field(default_factory=Surrogate)
     clip: str = "pqvae-mini"
     unet: UnetConfig | None = None
@@ -123,7 +125,7 @@ class _Work:
         self.clip = clip
         tower = clip.module.config
         grid = tuple(-(-side // Y_STRIDE) for side in tower.vision.height_width)
-        self.config = NeckConfig(self.codec.module.config.latent, tower.vision, grid, recipe.bypassed)
+        self.config = NeckConfig(self.codec.module.config.latent, tower.vision, grid, recipe.bypassed, recipe.blocks)
         self.texts = clip.class_features([CLASSES[number] for number in _numbers()])
         self.scale = float(np.exp(clip.params["logit_scale"]))
         self.data = cache(self._data)

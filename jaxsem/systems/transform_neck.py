@@ -1,6 +1,6 @@
 """The transform-neck: from a codec's latent straight to tokens inside the visual encoder of a multimodal model.
 
-    y_hat [b, h, w, m] ── linear ── class token ── positions ── norm ── one block ─▶ tokens [b, 1 + h w, width]
+    y_hat [b, h, w, m] ── linear ── class token ── positions ── norm ── block ─▶ tokens [b, 1 + h w, width]
     tokens ── layers k.. of CLIP's image tower, unchanged ─▶ what the language model takes
 
 The patch embedding and the first k layers of the tower are bypassed, and no image is decoded. With ELIC's 320 channels and
@@ -39,6 +39,7 @@ class NeckConfig:
       vision: The image tower that it feeds; widths, heads, activation and epsilon are its own.
       grid: Rows and columns of the latent that it was trained on; by default the tower's patches.
       bypassed: Layers of the tower that are not run, from the first on.
+      blocks: Blocks of the neck; the paper has one. A small tower's few layers each do more, and more is to be made up for.
 
     Raises:
       InputError: A size below 1, or more layers bypassed than there are.
@@ -48,12 +49,15 @@ class NeckConfig:
     vision: VisionConfig
     grid: tuple[int, int] | None = None
     bypassed: int = BYPASSED
+    blocks: int = 1
 
     def __post_init__(self) -> None:
         if self.grid is None:
             object.__setattr__(self, "grid", self.vision.grid)
-        if self.latent < 1 or len(self.grid) != 2 or min(self.grid) < 1:
-            raise InputError(f"a neck for {self.latent} channels on a grid of {self.grid}: every size is at least 1")
+        if min(self.latent, self.blocks) < 1 or len(self.grid) != 2 or min(self.grid) < 1:
+            raise InputError(
+                f"a neck of {self.blocks} blocks for {self.latent} channels on a grid of {self.grid}: every size is at least 1"
+            )
         if not 0 <= self.bypassed <= self.vision.layers:
             raise InputError(
                 f"bypassed={self.bypassed} layers of a tower of {self.vision.layers}: give 0 to {self.vision.layers}"
@@ -105,6 +109,7 @@ class TransformNeck(nn.Module):
         self.positions = self.param("positions", init, (1 + math.prod(c.grid), v.width), self.param_dtype)
         self.pre_norm = LayerNorm(v.epsilon, **types)
         self.block = Block(v.heads, v.hidden, v.activation, epsilon=v.epsilon, **types)
+        self.more = [Block(v.heads, v.hidden, v.activation, epsilon=v.epsilon, **types) for _ in range(c.blocks - 1)]
 
     def __call__(self, y_hat: Float[Array, "b h w m"]) -> Float[Array, "b n width"]:
         """The tokens that layer `bypassed` of the tower takes, the class token first.
@@ -118,7 +123,10 @@ class TransformNeck(nn.Module):
         x = self.projection(y_hat.astype(self.dtype)).reshape(len(y_hat), -1, c.vision.width)
         first = jnp.broadcast_to(jnp.asarray(self.class_embedding, self.dtype), (len(x), 1, c.vision.width))
         positions = resize_positions(jnp.asarray(self.positions), c.grid, grid).astype(self.dtype)
-        return self.block(self.pre_norm(jnp.concatenate([first, x], axis=1) + positions))
+        x = self.block(self.pre_norm(jnp.concatenate([first, x], axis=1) + positions))
+        for block in self.more:
+            x = block(x)
+        return x
 
 
 # -- a neck into a convolutional encoder ------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from jaxsem.backbones.convnext import CONFIGS as CONVNEXTS
 from jaxsem.backbones.convnext import ConvNext, ConvNextConfig
 from jaxsem.codecs import Elic, ElicConfig, init_params
 from jaxsem.errors import InputError, WeightsError
+from jaxsem.nn.transformer import Block
 from jaxsem.systems.transform_neck import (
     MapNeck,
     MapNeckConfig,
@@ -129,6 +130,17 @@ def test_the_image_path_is_clip_s_own(clip_params):
     images = latents(2, 32, 32, 3)
     expected = CLIP.apply({"params": clip_params}, images, method="image_tokens")
     np.testing.assert_array_equal(image_tokens(CLIP, clip_params, images), expected)
+
+
+def test_more_blocks_go_on_from_the_first():
+    deeper = TransformNeck(dataclasses.replace(CONFIG, blocks=2))
+    y_hat = jax.random.normal(jax.random.key(1), (1, *CONFIG.grid, CONFIG.latent))
+    params = deeper.init(jax.random.key(0), y_hat)["params"]
+    first = {name: value for name, value in params.items() if name != "more_0"}
+    middle = TransformNeck(CONFIG).apply({"params": first}, y_hat)
+    block = Block(VISION.heads, VISION.hidden, VISION.activation, epsilon=VISION.epsilon)
+    expected = block.apply({"params": params["more_0"]}, middle)
+    np.testing.assert_allclose(deeper.apply({"params": params}, y_hat), expected, atol=1e-5)
 
 
 def test_another_grid_interpolates_the_positions(neck):
