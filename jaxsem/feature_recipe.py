@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxsem.backbones.clip import Clip
 from jaxsem.backbones.clip_inputs import tokenize
+from jaxsem.configs import plain
 from jaxsem.data.batching import ArrayBatches
 from jaxsem.data.scenes import SPLITS, SceneConfig, batch
 from jaxsem.data.words import WordTokenizer
@@ -34,7 +35,7 @@ from jaxsem.systems.index_prior import fit_prior, freeze_prior
 from jaxsem.systems.pqvae import Pqvae, PqvaeConfig
 from jaxsem.training import pqvae as pqvae_training
 from jaxsem.training.clip import TEMPLATES, ClipTrainee, ScenePairs, clip_loss, scene_accuracy
-from jaxsem.training.stages import Stage, plain, remember, train_stage
+from jaxsem.training.stages import Stage, remember, train_stage
 
 _CAPTION = 3  # of a scene's five: all objects with their sizes, and the background
 _VALID = 1024  # scenes that choose the best parameters of a stage

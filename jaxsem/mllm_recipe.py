@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxsem.backbones.clip_inputs import normalize
 from jaxsem.backbones.llava import Llava, LlavaConfig
+from jaxsem.configs import plain
 from jaxsem.data.batching import ArrayBatches
 from jaxsem.data.questions import MARKS, question_words
 from jaxsem.data.scenes import SceneConfig, batch
@@ -24,7 +25,7 @@ from jaxsem.progress import Progress
 from jaxsem.systems.mllm_files import make_mllm, save_mllm
 from jaxsem.systems.mllm_prompts import Words
 from jaxsem.training.mllm import conversations, talk_evaluation, talk_loss
-from jaxsem.training.stages import Stage, plain, remember, train_stage
+from jaxsem.training.stages import Stage, remember, train_stage
 
 _SCENES = SceneConfig("seen")
 _BATCH = 128  # pictures at a time through the tower

@@ -21,6 +21,7 @@ from jaxsem.backbones.clip_inputs import normalize
 from jaxsem.codec import Codec
 from jaxsem.codecs import system_of
 from jaxsem.codecs.hyperprior import Y_STRIDE
+from jaxsem.configs import plain
 from jaxsem.data.batching import ArrayBatches
 from jaxsem.data.scenes import CLASSES, SceneConfig, batch
 from jaxsem.errors import InputError
@@ -31,7 +32,7 @@ from jaxsem.recipes import QUANTILE_WEIGHT
 from jaxsem.systems.clip_model import ClipModel
 from jaxsem.systems.neck_codec import SCENARIOS, save_neck_codec, with_neck
 from jaxsem.systems.transform_neck import NeckConfig, TransformNeck
-from jaxsem.training.stages import Stage, plain, remember, train_stage
+from jaxsem.training.stages import Stage, remember, train_stage
 from jaxsem.training.transform_neck import Student, Surrogate, distance_of, joint_loss, surrogate_loss
 from jaxsem.weights.native import read_weights, write_weights
 

@@ -7,7 +7,6 @@ test of a few steps. `Recipe` here is that of an image codec; `jaxsem.feature_re
 import ast
 import dataclasses
 import importlib.util
-import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from difflib import get_close_matches
@@ -23,6 +22,7 @@ from jaxsem import presets
 from jaxsem.calibration import calibrate, training_variables
 from jaxsem.codec import Codec
 from jaxsem.codecs import build_module, init_params
+from jaxsem.configs import plain
 from jaxsem.data.sources import first_images
 from jaxsem.errors import InputError
 from jaxsem.losses import lambda_at, rate_distortion
@@ -165,7 +165,7 @@ def _train_codec(settings: Recipe, folder: Path, quiet: bool) -> Path:
         eval_fn=make_evaluation(module, valid, settings.weight),
         mesh=make_mesh(),
         seed=settings.seed,
-        config=_plain(settings),
+        config=plain(settings),
     )
     return _write_best(module, settings, folder, int(state.step), valid)
 
@@ -353,16 +353,12 @@ def _centre(image: np.ndarray, side: int) -> np.ndarray:
     return image[top : top + side, left : left + side]
 
 
-def _plain(settings: Recipe) -> dict[str, Any]:
-    return json.loads(json.dumps(dataclasses.asdict(settings)))
-
-
 def _write_best(module: Any, settings: Recipe, folder: Path, step: int, valid: Any) -> Path:
     from jaxsem.training.checkpoint import load_best
 
     params, info = load_best(folder)
     codec = presets.freeze(settings.name, build_module(settings.system, dataclasses.asdict(settings.config)), params)
-    card = {"recipe": _plain(settings), "date": date.today().isoformat(), "steps": step, "best": info}
+    card = {"recipe": plain(settings), "date": date.today().isoformat(), "steps": step, "best": info}
     path = folder / presets.WEIGHTS_NAME
     presets.save(codec, path, settings.system, card, force=True)  # first without calibration: it may refuse
     if module.exactable:

@@ -67,11 +67,17 @@ def toy_rsic(exact: bool = True, **changes) -> Rsic:
     )
     if not exact:
         return codec
+    grids, tables = toy_grids(codec)
+    params = jax.device_get(codec.params["codec"])
+    return dataclasses.replace(codec, exact=exact_variables(params, grids), tables=tables)
+
+
+def toy_grids(codec: Rsic):
+    """The grids of the codec's exact priors, and the tables that fit."""
     rng = np.random.default_rng(0)
     samples = []
     for k in range(3):
         weight = rng.integers(0, 8, (1, 8, 8)).astype(np.float32) / 7
         z = 4.0 * jax.random.normal(jax.random.key(k), (1, 16, 16, 4))
-        samples.append((codec.codec.apply({"params": params["codec"]}, z, weight, method="analyze"), weight))
-    grids, tables = calibrate_module(codec.name, codec.codec, params["codec"], codec.tables, samples)
-    return dataclasses.replace(codec, exact=exact_variables(jax.device_get(params["codec"]), grids), tables=tables)
+        samples.append((codec.codec.apply({"params": codec.params["codec"]}, z, weight, method="analyze"), weight))
+    return calibrate_module(codec.name, codec.codec, codec.params["codec"], codec.tables, samples)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from jaxsem.backbones.clip import Clip, ClipConfig, TextConfig, VisionConfig
 from jaxsem.backbones.gpt2 import Gpt2Config
+from jaxsem.configs import plain, record_of
 from jaxsem.data.words import WordTokenizer
 from jaxsem.entropy.index_coder import IndexCoder
 from jaxsem.entropy.indices import CODERS, FixedLength
@@ -54,8 +54,8 @@ def assemble(
         levels = [dataclasses.replace(level, params=_halved(level.params)) for level in levels]
         captioner = captioner and dataclasses.replace(captioner, params=_halved(captioner.params))
     # As JSON holds a config, so that a file's digest needs no config to be built.
-    plain = [json.loads(json.dumps(dataclasses.asdict(level.module.config))) for level in levels]
-    digest = _identity([(c, level.params, level.coder.digest()) for c, level in zip(plain, levels, strict=True)])
+    configs = [plain(level.module.config) for level in levels]
+    digest = _identity([(c, level.params, level.coder.digest()) for c, level in zip(configs, levels, strict=True)])
     return FeatureCodec(name, clip_model, tuple(levels), digest, captioner)
 
 
@@ -201,17 +201,13 @@ def _config_of(codec: FeatureCodec) -> dict[str, Any]:
 def parse_config(fields: Mapping[str, Any]) -> FeatureConfig:
     """The config in a weights file, from JSON; KeyError, TypeError or InputError where it is none."""
     sizes, writer = fields["clip"], fields["captioner"]
-    towers = _record(VisionConfig, sizes["vision"]), _record(TextConfig, sizes["text"])
+    towers = record_of(VisionConfig, sizes["vision"]), record_of(TextConfig, sizes["text"])
     return FeatureConfig(
         ClipConfig(*towers, sizes["projection"]),
-        tuple(_record(PqvaeConfig, rate) for rate in fields["rates"]),
-        writer and _record(ClipCapConfig, {**writer, "gpt2": _record(Gpt2Config, writer["gpt2"])}),
+        tuple(record_of(PqvaeConfig, rate) for rate in fields["rates"]),
+        writer and record_of(ClipCapConfig, {**writer, "gpt2": record_of(Gpt2Config, writer["gpt2"])}),
     )
 
 
 def _coders(file: WeightsFile) -> list[IndexCoder]:
     return [_KINDS[name].from_arrays(file.coders[str(k)]) for k, name in enumerate(file.config["coders"])]
-
-
-def _record(kind: type, fields: Mapping[str, Any]) -> Any:
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})

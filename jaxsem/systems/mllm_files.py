@@ -14,6 +14,7 @@ import jax
 from jaxsem.backbones.clip_config import VisionConfig
 from jaxsem.backbones.llama import LlamaConfig
 from jaxsem.backbones.llava import Llava, LlavaConfig, param_shapes
+from jaxsem.configs import record_of
 from jaxsem.data.words import WordTokenizer
 from jaxsem.errors import InputError, WeightsError
 from jaxsem.systems.mllm import Mllm
@@ -85,9 +86,5 @@ def from_file(name: str, file: WeightsFile) -> Mllm:
 
 def parse_config(fields: Mapping[str, Any]) -> LlavaConfig:
     """The config in a weights file, from JSON; KeyError, TypeError or InputError where it is none."""
-    parts = {"vision": _record(VisionConfig, fields["vision"]), "text": _record(LlamaConfig, fields["text"])}
-    return _record(LlavaConfig, {**fields, **parts})
-
-
-def _record(kind: type, fields: Mapping[str, Any]) -> Any:
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    parts = {"vision": record_of(VisionConfig, fields["vision"]), "text": record_of(LlamaConfig, fields["text"])}
+    return record_of(LlavaConfig, {**fields, **parts})

@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxsem.backbones.clip_config import VisionConfig
 from jaxsem.codec import Codec
+from jaxsem.configs import record_of
 from jaxsem.container import unpack
 from jaxsem.errors import FormatError, InputError, WeightsError
 from jaxsem.nn.exact import COLLECTION
@@ -189,8 +190,8 @@ def split_file(name: str, file: WeightsFile) -> tuple[WeightsFile, NeckConfig, A
     """
     try:
         inside, fields, scenario = file.config["codec"], dict(file.config["neck"]), str(file.config["scenario"])
-        vision = VisionConfig(**_tuples(fields.pop("vision")))
-        config = NeckConfig(vision=vision, **_tuples(fields))
+        vision = record_of(VisionConfig, fields.pop("vision"))
+        config = record_of(NeckConfig, {**fields, "vision": vision})
         codec = dataclasses.replace(
             file, system=str(inside["system"]), config=inside["config"], params=file.params["codec"]
         )
@@ -212,7 +213,3 @@ def with_neck(codec: Codec, config: NeckConfig, params: Any, scenario: str) -> N
     check_latent(config, (*config.grid, codec.module.config.latent))
     fields = {field.name: getattr(codec, field.name) for field in dataclasses.fields(Codec)}
     return NeckCodec(**fields, neck=TransformNeck(config), neck_params=params, scenario=scenario)
-
-
-def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from jaxsem.configs import plain
 from jaxsem.errors import InputError
 from jaxsem.training.checkpoint import load_best
 from jaxsem.training.loop import LoopConfig, train
@@ -106,8 +107,3 @@ def remember(recipe: Any, folder: Path) -> None:
         names = ", ".join(sorted(key for key in mine if found.get(key) != mine[key]))
         raise InputError(f"the run in {folder} was started with other settings of {names}; use another workdir")
     path.write_text(json.dumps(mine, indent=1))
-
-
-def plain(recipe: Any) -> dict[str, Any]:
-    """The fields of a recipe as JSON holds them."""
-    return json.loads(json.dumps(dataclasses.asdict(recipe)))

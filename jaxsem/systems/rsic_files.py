@@ -1,0 +1,201 @@
+"""Codecs of referring semantic compression as weights files: the networks, the exact priors, and whose help they need.
+
+A small codec reads texts and finds phrases by the CLIP of another preset, and has images described by a language model. The file
+names them. The CLIP is loaded at once, since decoding reads texts, the language model at the first image without a description.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxsem.backbones import autoencoder_kl, unet_2d_condition
+from jaxsem.backbones.autoencoder_kl import AutoencoderKlConfig
+from jaxsem.backbones.unet_2d_condition import UnetConditionConfig
+from jaxsem.calibration import check_grids, exact_variables
+from jaxsem.codecs.hsvlc import HsvlcConfig
+from jaxsem.configs import plain, record_of
+from jaxsem.diffusion import NoiseSchedule
+from jaxsem.entropy.tables import Tables
+from jaxsem.errors import InputError, WeightsError
+from jaxsem.systems.clip_model import ClipModel
+from jaxsem.systems.gem import GemConfig
+from jaxsem.systems.rsic import SYSTEM, Rsic
+from jaxsem.systems.rsic_config import GuidanceConfig, RsicConfig
+from jaxsem.systems.text_condition import TextCondition
+from jaxsem.systems.weight_map import WeightMapConfig
+from jaxsem.weights.native import WeightsFile, check_shapes, half_kernels, identity, write_weights
+
+DESCRIBE = "Describe the image."
+
+_PARTS = {
+    "autoencoder": AutoencoderKlConfig,
+    "unet": UnetConditionConfig,
+    "codec": HsvlcConfig,
+    "weight_map": WeightMapConfig,
+    "schedule": NoiseSchedule,
+    "guidance": GuidanceConfig,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Companions:
+    """What a codec takes from other presets.
+
+    Attributes:
+      clip: A preset of CLIP features, or a weights file of one: it conditions the diffusion model, and finds phrases.
+      language: A preset or weights file of a language model that describes images; "" for none.
+      gem: How phrases are looked for.
+      least_contrast: See `Rsic`.
+      least_peak: Likewise.
+    """
+
+    clip: str
+    language: str = ""
+    gem: GemConfig = dataclasses.field(default_factory=GemConfig)
+    least_contrast: float = 0.02
+    least_peak: float = 0.0
+
+
+def assemble(
+    name: str,
+    config: RsicConfig,
+    params: Mapping[str, Any],
+    tables: Tables,
+    companions: Companions,
+    grids: Mapping[str, Any] | None = None,
+    half: bool = True,
+    clip: ClipModel | None = None,
+) -> Rsic:
+    """Puts trained parts together.
+
+    Args:
+      name: What errors call it.
+      config: Sizes.
+      params: Of `autoencoder`, `unet` and `codec`.
+      tables: The integer tables.
+      companions: Whose help it needs.
+      grids: Of the codec's priors in exact arithmetic, by `jaxsem.calibration.calibrate_module`; None leaves it in floats.
+      half: Whether to round matrices to float16 values, which halves the weights file. Grids must have seen them rounded.
+      clip: The CLIP, if it is at hand already.
+
+    Raises:
+      InputError: The CLIP's text tower is of another width than the U-Net's context, or a preset that is none of CLIP features.
+      WeightsError: Parameters or grids that do not fit.
+    """
+    params = {part: half_kernels(value) if half else value for part, value in jax.device_get(dict(params)).items()}
+    clip = clip or _clip_of(companions.clip)
+    text = TextCondition.of_clip(clip)
+    if text.width != config.unet.context_width:
+        raise InputError(
+            f"the text tower of {companions.clip} gives {text.width} numbers a token, and the U-Net of {name} takes "
+            f"{config.unet.context_width}: name another CLIP"
+        )
+    codec = Rsic(
+        name,
+        config,
+        params,
+        text,
+        tables,
+        digest_of(plain(config), params, tables, grids),
+        clip=clip,
+        gem=companions.gem,
+        least_contrast=companions.least_contrast,
+        least_peak=companions.least_peak,
+        describe=_describer(companions.language) if companions.language else None,
+    )
+    for part, shapes in _shapes(codec).items():
+        check_shapes(shapes, params[part], f"the {part} of {name}")
+    exact = None
+    if grids is not None:
+        check_grids(codec.codec, params["codec"], grids)
+        exact = jax.device_put(exact_variables(params["codec"], grids))
+    codec = dataclasses.replace(codec, params=jax.device_put(params), exact=exact)
+    return codec.at_quality(codec.default_quality)
+
+
+def save_rsic(
+    codec: Rsic,
+    path: str | Path,
+    companions: Companions,
+    grids: Mapping[str, Any] | None,
+    card: Mapping[str, Any],
+    force: bool = False,
+) -> str:
+    """Writes a codec as one weights file, and returns the file's SHA-256.
+
+    Raises:
+      OutputError: The file exists, or it cannot be written.
+    """
+    config = {**plain(codec.config), "companions": plain(companions)}
+    return write_weights(path, SYSTEM, config, card, jax.device_get(codec.params), codec.tables, grids, force=force)
+
+
+def from_file(name: str, file: WeightsFile) -> Rsic:
+    """The codec of a weights file, with its parameters on the default device.
+
+    Raises:
+      WeightsError: Its parts do not fit together.
+    """
+    try:
+        parts = {part: record_of(kind, file.config[part]) for part, kind in _PARTS.items()}
+        fields = dict(file.config["companions"])
+        companions = Companions(gem=record_of(GemConfig, fields.pop("gem")), **fields)
+        config = RsicConfig(**parts)
+        params = {part: file.params[part] for part in ("autoencoder", "unet", "codec")}
+    except (KeyError, TypeError, ValueError, InputError) as error:
+        raise WeightsError(f"the weights of {name} do not fit together: {error}") from error
+    if file.tables is None:
+        raise WeightsError(f"the weights of {name} have no integer tables")
+    return assemble(name, config, params, file.tables, companions, file.grids, half=False)
+
+
+def digest_of_file(file: WeightsFile) -> bytes:
+    """The digest of the codec in a weights file; nothing is put on a device for it."""
+    config = {part: file.config[part] for part in _PARTS}
+    return digest_of(config, file.params, file.tables, file.grids)
+
+
+def digest_of(
+    config: Mapping[str, Any], params: Mapping[str, Any], tables: Tables, grids: Mapping[str, Any] | None
+) -> bytes:
+    """The identity of a codec; how files are decoded by default is no part of it."""
+    kept = {part: value for part, value in config.items() if part != "guidance"}
+    return identity(kept, params, tables.digest(), grids)
+
+
+# -- pieces -------------------------------------------------------------------------------------------------------------------
+
+
+def _clip_of(source: str) -> ClipModel:
+    from jaxsem.presets import load
+
+    clip = getattr(load(source), "clip", None)
+    if clip is None:
+        raise InputError(f"clip={source} must be a codec of CLIP features, such as pqvae-mini")
+    return clip
+
+
+def _describer(source: str) -> Callable[[Sequence[np.ndarray]], list[str]]:
+    @lru_cache(maxsize=1)
+    def model() -> Any:
+        from jaxsem.presets import load_mllm
+
+        return load_mllm(source)
+
+    return lambda images: model().answer(list(images), [DESCRIBE] * len(images))
+
+
+def _shapes(codec: Rsic) -> dict[str, Any]:
+    cell = codec.config.codec
+    z = jax.ShapeDtypeStruct((1, cell.stride, cell.stride, cell.latent), np.float32)
+    weight = jax.ShapeDtypeStruct((1, *[cell.stride // cell.map_stride] * 2), np.float32)
+    return {
+        "autoencoder": autoencoder_kl.param_shapes(codec.autoencoder),
+        "unet": unet_2d_condition.param_shapes(codec.unet),
+        "codec": jax.eval_shape(codec.codec.init, jax.random.key(0), z, weight)["params"],
+    }
