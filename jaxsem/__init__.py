@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from jaxsem.presets import PRESETS, Preset, freeze, load, load_mllm, save
     from jaxsem.systems.feature_codec import FeatureCodec
     from jaxsem.systems.feature_tasks import caption, classify, read_features, refer
+    from jaxsem.systems.rsic import Demand
 
 __all__ = [
     "PRESETS",
     "Codec",
     "Compressed",
+    "Demand",
     "FeatureCodec",
     "FormatError",
     "InputError",
@@ -69,6 +71,7 @@ _MODULES = ("codecs", "container", "data", "entropy", "errors", "metrics", "task
 _HOMES = {
     "Codec": "codec",
     "Compressed": "pipeline",
+    "Demand": "systems.rsic",
     "FeatureCodec": "systems.feature_codec",
     "PRESETS": "presets",
     "Preset": "presets",

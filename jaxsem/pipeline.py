@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import jax
@@ -38,12 +39,14 @@ class Compressed:
       estimated_bits: The model's own estimate of the packet's size.
       height: Rows of the image.
       width: Its columns.
+      notes: What the user should know, a sentence each.
     """
 
     item: Item
     estimated_bits: float
     height: int
     width: int
+    notes: tuple[str, ...] = ()
 
 
 def default_batch() -> int:
@@ -52,7 +55,7 @@ def default_batch() -> int:
 
 
 def compress_stream(
-    codec: Codec, images: Iterable[Image], batch: int | None = None
+    codec: Codec, images: Iterable[Image], batch: int | None = None, demands: Iterable[Any] | None = None
 ) -> Iterator[tuple[int, Compressed]]:
     """Compresses images as they come.
 
@@ -60,13 +63,21 @@ def compress_stream(
       codec: The codec, at its quality.
       images: uint8 [h, w, 3], of any sizes from 1x1.
       batch: Images a device batch; `None` is `default_batch()`.
+      demands: What is asked of each image, of a codec that can be asked (`jaxsem.systems.rsic.Demand`).
 
     Yields:
       Position and result of each image, roughly in order: images wait until their bucket's batch is full.
 
     Raises:
-      InputError: An array is no uint8 image.
+      InputError: An array is no uint8 image, or demands that the codec cannot meet.
     """
+    if getattr(codec, "referring", False):
+        yield from _compress_referring(codec, images, batch, demands)
+        return
+    if demands is not None:
+        raise InputError(
+            f"{codec.name} compresses whole images alike, and cannot be told what matters: use a preset of RSIC"
+        )
     if not isinstance(codec, Codec):
         yield from _compress_features(codec, images, batch)
         return
@@ -84,27 +95,32 @@ def compress_stream(
             yield from running.popleft().result()
 
 
-def compress_items(codec: Codec, images: Sequence[Image], batch: int | None = None) -> list[Compressed]:
+def compress_items(
+    codec: Codec, images: Sequence[Image], batch: int | None = None, demands: Sequence[Any] | None = None
+) -> list[Compressed]:
     """Compresses images and returns results in their order; see `compress_stream`."""
     results: list[Compressed | None] = [None] * len(images)
-    for position, result in compress_stream(codec, images, batch):
+    for position, result in compress_stream(codec, images, batch, demands):
         results[position] = result
     return results
 
 
-def compress(codec: Codec, images: Sequence[Image], batch: int | None = None) -> list[bytes]:
+def compress(
+    codec: Codec, images: Sequence[Image], batch: int | None = None, demands: Sequence[Any] | None = None
+) -> list[bytes]:
     """Compresses images to `.jsem` files.
 
     Args:
       codec: From `jaxsem.load`, at its quality.
       images: uint8 arrays [h, w, 3] of any sizes from 1x1.
       batch: Images a device batch; `None` decides by the device.
+      demands: What is asked of each image, of a codec that can be asked (`jaxsem.Demand`).
 
     Returns:
       The bytes of one file for each image.
 
     Raises:
-      InputError: An array is no uint8 image.
+      InputError: An array is no uint8 image, or demands that the codec cannot meet.
 
     Example:
       >>> import jaxsem, numpy as np
@@ -113,7 +129,7 @@ def compress(codec: Codec, images: Sequence[Image], batch: int | None = None) ->
       >>> jaxsem.decompress(codec, [file])[0].shape
       (40, 60, 3)
     """
-    return [pack(result.item, codec.digest) for result in compress_items(codec, images, batch)]
+    return [pack(result.item, codec.digest) for result in compress_items(codec, images, batch, demands)]
 
 
 def decompress(codec: Codec, files: Sequence[bytes], batch: int | None = None) -> list[Image]:
@@ -158,6 +174,8 @@ def decompress_items(codec: Codec, items: Sequence[Item], batch: int | None = No
     Raises:
       FormatError: A packet is damaged or missing, or the codec is one of features.
     """
+    if getattr(codec, "referring", False):
+        return _decompress_referring(codec, items, batch or default_batch())
     if not isinstance(codec, Codec):
         raise FormatError(
             f"the file of {codec.name} holds a CLIP feature, no image: use it with jaxsem classify or jaxsem caption, or "
@@ -210,6 +228,42 @@ def _compress_features(codec: Any, images: Iterable[Image], batch: int | None) -
 
     for position, (item, estimate) in enumerate(compress_features(codec, noted(), batch)):
         yield position, Compressed(item, estimate, *sizes.popleft())
+
+
+def _compress_referring(
+    codec: Any, images: Iterable[Image], batch: int | None, demands: Iterable[Any] | None
+) -> Iterator[tuple[int, Compressed]]:
+    from jaxsem.systems import rsic_coding
+    from jaxsem.systems.rsic import Demand
+
+    size, given = batch or default_batch(), repeat(Demand()) if demands is None else iter(demands)
+
+    def pairs() -> Iterator[tuple[Image, Any]]:
+        for image in images:
+            if (demand := next(given, None)) is None:
+                raise InputError("there are fewer demands than images: give one for each")
+            yield check_image(image), demand
+
+    shape_of = lambda pair: rsic_coding.padded_shape(codec, *pair[0].shape[:2])  # noqa: E731
+    for group in _grouped(pairs(), size, shape_of):
+        coded = rsic_coding.compress_batch(codec, *map(list, zip(*[pair for _, pair in group])), size)
+        for (position, (image, _)), one in zip(group, coded, strict=True):
+            yield position, Compressed(one.item, one.estimated_bits, *image.shape[:2], one.notes)
+
+
+def _decompress_referring(codec: Any, items: Sequence[Item], size: int) -> list[Image]:
+    from jaxsem.systems import rsic_coding
+
+    for item in items:
+        if item.height * item.width > _PIXELS_LIMIT:
+            raise FormatError(f"the file claims {item.height}x{item.width} pixels, above the limit of {_PIXELS_LIMIT}")
+    parsed = [rsic_coding.parse(codec, item) for item in items]
+    images: list[Image | None] = [None] * len(items)
+    for group in _grouped(parsed, size, lambda each: (rsic_coding.padded_shape(codec, *each.size), each.exact)):
+        found = rsic_coding.decompress_batch(codec, [each for _, each in group], size)
+        for (position, _), image in zip(group, found, strict=True):
+            images[position] = image
+    return images
 
 
 def _batches(images: Iterable[Image], size: int) -> Iterator[list[tuple[int, Image]]]:

@@ -26,7 +26,8 @@ from jaxsem.systems.transform_neck import NeckCodecConfig, NeckConfig
 
 FEATURES = "pqvae"  # the system of codecs of CLIP features
 LANGUAGE = "llava"  # that of multimodal language models
-NECK = "transform-neck"  # that of image codecs with a neck; all others are image codecs
+NECK = "transform-neck"  # that of image codecs with a neck
+REFERRING = "rsic"  # that of codecs that are told what matters; all others are image codecs
 _IMAGE_COLUMNS = ("quality", "bpp", "psnr", "ms_ssim")
 
 

@@ -17,7 +17,7 @@ from jaxsem.entropy.factorised import factorised_tables, quantiles_by_bisection
 from jaxsem.entropy.tables import Tables, gaussian_tables, quantise_counts
 from jaxsem.errors import InputError, WeightsError
 from jaxsem.nn.exact import COLLECTION
-from jaxsem.preset_records import FEATURES, LANGUAGE, NECK, PRESETS, Preset
+from jaxsem.preset_records import FEATURES, LANGUAGE, NECK, PRESETS, REFERRING, Preset
 from jaxsem.weights.native import (
     WeightsFile,
     check_shapes,
@@ -223,6 +223,10 @@ def _from_file(name: str, path: Path, sha256: str | None = None) -> "Codec | Fea
         return feature_files.from_file(name, file)
     if file.system == LANGUAGE:
         raise WeightsError(f"{path} holds a language model, no codec: load it with jaxsem.load_mllm")
+    if file.system == REFERRING:
+        from jaxsem.systems import rsic_files
+
+        return rsic_files.from_file(name, file)
     if file.system == NECK:
         from jaxsem.systems import neck_codec
 

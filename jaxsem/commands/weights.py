@@ -9,7 +9,7 @@ from jaxsem.codec import Codec
 from jaxsem.codecs import build_module
 from jaxsem.errors import WeightsError
 from jaxsem.pipeline import check_weights
-from jaxsem.preset_records import FEATURES, LANGUAGE, NECK
+from jaxsem.preset_records import FEATURES, LANGUAGE, NECK, REFERRING
 from jaxsem.presets import ASSETS, PRESETS, load
 from jaxsem.systems import feature_files, neck_codec
 from jaxsem.systems.feature_codec import FeatureCodec
@@ -51,6 +51,10 @@ def digest_of(file: WeightsFile) -> bytes:
     """The digest of the codec in a weights file; nothing is put on a device for it."""
     if file.system == FEATURES:
         return feature_files.digest_of(file)
+    if file.system == REFERRING:
+        from jaxsem.systems import rsic_files  # not before it is needed: it knows half of the library
+
+        return rsic_files.digest_of_file(file)
     if file.system == NECK:
         file = neck_codec.split_file("a preset", file)[0]
     config = asdict(build_module(file.system, file.config).config)

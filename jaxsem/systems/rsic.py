@@ -14,7 +14,7 @@ Source: Wu et al., Your Demands Deserve More Bits (papers/5).
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -106,6 +106,8 @@ class Rsic:
     quality: float = 0.0
     seed: int = 0
     dtype: Any = jnp.float32
+
+    referring: ClassVar[bool] = True  # what `jaxsem.pipeline` asks before it loads any of this
 
     @cached_property
     def autoencoder(self) -> AutoencoderKl:

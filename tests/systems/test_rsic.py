@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from toy_rsic import toy_rsic
 
+import jaxsem
 from jaxsem.container import Item, pack, unpack
 from jaxsem.errors import FormatError, InputError, WeightsError
 from jaxsem.systems.rsic import Demand, weight_levels
@@ -85,6 +86,23 @@ def test_floats_are_coded_too_and_the_packet_says_so(codec, photos):
     assert images[0].shape == photos[0].shape
     with pytest.raises(WeightsError, match="calibrate it"):
         floats.in_arithmetic("exact")
+
+
+def test_the_pipeline_takes_demands_and_images_of_several_sizes(codec, noise_photo):
+    photos = [noise_photo(24, 16), noise_photo(8, 30, 1), noise_photo(24, 16, 2)]
+    demands = [marked(Box(0, 0, 4, 4)), Demand(""), Demand(TEXT, level=1.0)]
+    files = jaxsem.compress(codec, photos, demands=demands, batch=2)
+    images = jaxsem.decompress(codec, files, batch=2)
+    assert [image.shape for image in images] == [photo.shape for photo in photos]
+    [alone] = jaxsem.compress(codec, photos[2:], demands=demands[2:], batch=1)
+    assert alone == files[2]
+    with pytest.raises(InputError, match="fewer demands than images"):
+        jaxsem.compress(codec, photos, demands=demands[:2])
+
+
+def test_other_codecs_cannot_be_asked(tiny_codec, photos):
+    with pytest.raises(InputError, match="cannot be told what matters"):
+        jaxsem.compress(tiny_codec, photos[:1], demands=[Demand("")])
 
 
 # -- maps -----------------------------------------------------------------------------------------------------------------
