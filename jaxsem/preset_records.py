@@ -5,10 +5,12 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from jaxsem.backbones.autoencoder_kl import AutoencoderKlConfig
 from jaxsem.backbones.clip_config import VIT_L14, VIT_L14_336, ClipConfig, TextConfig, VisionConfig
 from jaxsem.backbones.gpt2 import Gpt2Config
 from jaxsem.backbones.llama import LlamaConfig
 from jaxsem.backbones.llava_config import LlavaConfig
+from jaxsem.backbones.unet_2d_condition import UnetConditionConfig
 from jaxsem.codecs import (
     ElicConfig,
     FactorizedConfig,
@@ -17,12 +19,16 @@ from jaxsem.codecs import (
     ScaleHyperpriorConfig,
     TicConfig,
 )
+from jaxsem.codecs.hsvlc import HsvlcConfig
 from jaxsem.data.questions import MARKS, question_words
 from jaxsem.data.words import WordTokenizer
+from jaxsem.diffusion.schedule import STABLE_DIFFUSION
 from jaxsem.systems.clipcap import ClipCapConfig
 from jaxsem.systems.feature_config import FeatureConfig
 from jaxsem.systems.pqvae import RELEASED, PqvaeConfig
+from jaxsem.systems.rsic_config import RsicConfig
 from jaxsem.systems.transform_neck import NeckCodecConfig, NeckConfig
+from jaxsem.systems.weight_map import WeightMapConfig
 
 FEATURES = "pqvae"  # the system of codecs of CLIP features
 LANGUAGE = "llava"  # that of multimodal language models
@@ -92,6 +98,29 @@ LLAVA_MINI = LlavaConfig(
     ),
     image_token=_QUESTION_WORDS,
     feature_layer=-1,
+)
+
+RSIC_MINI = RsicConfig(
+    AutoencoderKlConfig(
+        latent_channels=8, widths=(16, 32, 64, 96), layers=1, groups=8, scaling_factor=1.0, middle_attention=False
+    ),
+    UnetConditionConfig(
+        in_channels=8,
+        out_channels=8,
+        widths=(40, 80, 120),
+        layers=1,
+        down_attention=(False, True, True),
+        up_attention=(True, True, False),
+        heads=(4, 4, 4),
+        depths=(1, 1, 1),
+        context_width=PQVAE_MINI.clip.text.width,
+        groups=8,
+    ),
+    HsvlcConfig(
+        latent=8, width=48, channels=(16, 16, 16, 16), condition=16, hidden=24, prior=32, map_stride=2, pixels=64
+    ),
+    WeightMapConfig(stride=16, levels=8),
+    STABLE_DIFFUSION,
 )
 
 _PRESETS = (
