@@ -20,7 +20,7 @@ from jaxsem.training import OptimizerConfig
 from jaxsem.training.stages import Stage
 from jaxsem.training.transform_neck import Surrogate
 
-# After 100 steps Muon is where AdamW is after 600.
+# In short trials the tokens' squared distance fell to 1.90 in 100 steps of Muon at 1.5e-2, and to 1.95 in 450 of AdamW (one block).
 _MUON = OptimizerConfig(
     name="muon", learning_rate=1e-2, schedule="trapezoid", warmup_steps=50, decay_start=0.5, final_scale=0.01, b2=0.99
 )

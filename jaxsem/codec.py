@@ -7,8 +7,9 @@ A latent is coded as a sequence of slices by `jaxsem.slices`, on which encoder a
 compiled for another batch may differ in its last bit as well, so a float network runs on one image at a time here, whatever the
 batch around it.
 
-A packet is one byte of quality (in steps of 1/32) and one long rANS stream, sealed with a checksum of that byte and the symbols
-that costs nothing: the low 16 bits of their CRC-32, symbols as little-endian int32 (see `jaxsem.entropy.rans`).
+A packet is one byte, the quality in steps of 1/16 and in the highest bit whether the arithmetic was exact, and one long rANS
+stream, sealed with a checksum of that byte and the symbols that costs nothing: the low 16 bits of their CRC-32, symbols as
+little-endian int32 (see `jaxsem.entropy.rans`).
 """
 
 import zlib

@@ -69,7 +69,7 @@ def toy_rsic(exact: bool = True, **changes) -> Rsic:
         return codec
     grids, tables = toy_grids(codec)
     params = jax.device_get(codec.params["codec"])
-    return dataclasses.replace(codec, exact=exact_variables(params, grids), tables=tables)
+    return dataclasses.replace(codec, exact=exact_variables(params, grids), arithmetic="exact", tables=tables)
 
 
 def toy_grids(codec: Rsic):

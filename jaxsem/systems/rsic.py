@@ -81,6 +81,7 @@ class Rsic:
       tables: The integer tables.
       digest: Identity of config, weights and tables; files carry its first bytes.
       exact: Variables of the codec's priors in exact arithmetic, or None.
+      arithmetic: What `compress` uses, "exact" or "float"; a packet says which it needs, and either is read.
       clip: Finds phrases; None where none is at hand.
       gem: How it looks.
       least_contrast: Of a phrase's similarity, below which it finds nothing: see `find_region`.
@@ -98,6 +99,7 @@ class Rsic:
     tables: Tables
     digest: bytes
     exact: Any = None
+    arithmetic: str = "float"
     clip: ClipModel | None = None
     gem: GemConfig = field(default_factory=GemConfig)
     least_contrast: float = 0.02
@@ -139,11 +141,6 @@ class Rsic:
         """The middle one, rounded up."""
         return self.qualities // 2
 
-    @property
-    def arithmetic(self) -> str:
-        """Of what it compresses."""
-        return "float" if self.exact is None else "exact"
-
     def at_quality(self, quality: float) -> "Rsic":
         """The same codec with another level in global mode.
 
@@ -155,7 +152,7 @@ class Rsic:
         return replace(self, quality=float(quality))
 
     def in_arithmetic(self, arithmetic: str) -> "Rsic":
-        """The same codec, compressing in "exact" or "float" arithmetic; a packet says which it needs.
+        """The same codec, compressing in "exact" or "float" arithmetic; it decompresses both.
 
         Raises:
           InputError: Neither of the two.
@@ -165,7 +162,7 @@ class Rsic:
             raise InputError(f"the arithmetic is 'exact' or 'float', not {arithmetic!r}")
         if arithmetic == "exact" and self.exact is None:
             raise WeightsError(f"{self.name} has no exact arithmetic: calibrate it first")
-        return self if arithmetic == self.arithmetic else replace(self, exact=None)
+        return replace(self, arithmetic=arithmetic)
 
     def decoding(self, seed: int | None = None, **changes: Any) -> "Rsic":
         """The same codec, decoding in another way: no file changes, and nothing is compiled for another number.

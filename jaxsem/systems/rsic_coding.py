@@ -73,7 +73,7 @@ def compress_batch(codec: Rsic, images: Sequence[np.ndarray], demands: Sequence[
     pixels = np.stack([_padded(image, shape) for image in images])
     weight = np.stack([_weights(codec.config.weight_map, each, shape) for each in levels])
     frames = [_frame(codec, image.shape[:2], each) for image, each in zip(images, weight, strict=True)]
-    exact = codec.exact is not None
+    exact = codec.arithmetic == "exact"
     z = run_encoder(codec.autoencoder, codec.params["autoencoder"], _filled(pixels, size))
     latents = _analyse(codec.codec, codec.params["codec"], z, _filled(weight, size))
     # Floats are run one image at a time: another batch may differ in its last bit.
@@ -117,12 +117,9 @@ def _notes(codec: Rsic, text: str) -> tuple[str, ...]:
 def _code(
     codec: Rsic, latents: dict[str, jax.Array], weight: np.ndarray, frames: list[Frame], group: Sequence[int], size: int
 ) -> tuple[list, np.ndarray]:
-    if len(group) < size:
-        rows = [*group, *[group[-1]] * (size - len(group))]
-    else:
-        rows = list(group)
+    rows = [*group, *[group[-1]] * (size - len(group))]
     some = {name: value[np.array(rows)] for name, value in latents.items()}
-    variables = {"params": codec.params["codec"]} if codec.exact is None else codec.exact
+    variables = codec.exact if codec.arithmetic == "exact" else {"params": codec.params["codec"]}
     given = codec.codec, variables, some, codec.codec.grid_of(some), weight[rows], [frames[k] for k in rows]
     found, bits, _ = slices.code(*given, codec.codec.slices)
     return jax.device_get(found), np.asarray(bits)
@@ -229,11 +226,11 @@ def decompress_batch(codec: Rsic, parsed: Sequence[Parsed], size: int) -> list[n
     texts = [each.text for each in parsed]
     context = codec.text([*texts, *[texts[-1]] * (size - len(texts))])
     z = guide(codec, z_hat, weight, context)
-    images = np.asarray(run_decoder(codec.autoencoder, codec.params["autoencoder"], z))
     if not np.isfinite(np.asarray(z)).all():
         raise InputError(
             f"decoding with gamma={codec.config.guidance.gamma:g} gave numbers that are not finite: take a lower gamma"
         )
+    images = np.asarray(run_decoder(codec.autoencoder, codec.params["autoencoder"], z))
     return [
         np.ascontiguousarray(image[: each.size[0], : each.size[1]]) for image, each in zip(images, parsed, strict=False)
     ]

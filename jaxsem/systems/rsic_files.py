@@ -110,11 +110,11 @@ def assemble(
     )
     for part, shapes in _shapes(codec).items():
         check_shapes(shapes, params[part], f"the {part} of {name}")
-    exact = None
+    exact, arithmetic = None, "float"
     if grids is not None:
         check_grids(codec.codec, params["codec"], grids)
-        exact = jax.device_put(exact_variables(params["codec"], grids))
-    codec = dataclasses.replace(codec, params=jax.device_put(params), exact=exact)
+        exact, arithmetic = jax.device_put(exact_variables(params["codec"], grids)), "exact"
+    codec = dataclasses.replace(codec, params=jax.device_put(params), exact=exact, arithmetic=arithmetic)
     return codec.at_quality(codec.default_quality)
 
 

@@ -84,8 +84,15 @@ def test_floats_are_coded_too_and_the_packet_says_so(codec, photos):
     assert not parse(codec, one.item).exact
     images = decompress_batch(codec, [parse(codec, one.item)], 1)
     assert images[0].shape == photos[0].shape
+    assert floats.in_arithmetic("exact").arithmetic == "exact"
     with pytest.raises(WeightsError, match="calibrate it"):
-        floats.in_arithmetic("exact")
+        dataclasses.replace(floats, exact=None).in_arithmetic("exact")
+
+
+def test_a_codec_decodes_files_of_both_arithmetics(codec, items):
+    floats = codec.in_arithmetic("float")
+    first, second = (decompress_batch(each, [parse(each, items[0].item)], 1)[0] for each in (codec, floats))
+    np.testing.assert_array_equal(first, second)
 
 
 def test_the_pipeline_takes_demands_and_images_of_several_sizes(codec, noise_photo):
@@ -213,7 +220,7 @@ def test_damaged_sections_are_refused(codec, items, change, message):
 
 def test_exact_files_need_exact_arithmetic(codec, items):
     with pytest.raises(FormatError, match="made in exact arithmetic"):
-        parse(codec.in_arithmetic("float"), items[0].item)
+        parse(dataclasses.replace(codec, exact=None), items[0].item)
 
 
 def test_the_papers_numbers_are_the_defaults():
