@@ -116,9 +116,29 @@ def _compress(commands) -> None:
     add("--quality", metavar="Q", type=float, help=quality)
     _add_arithmetic(parser)
     _add_clip(parser)
+    _add_demands(parser)
     _add_force(parser)
     _add_quiet(parser)
     add("--json", action="store_true", help="print the results as JSON")
+
+
+def _add_demands(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "what matters",
+        "For --preset rsic-mini or another codec that can be told. Marks may be repeated, and end in @WEIGHT, from 0 to 1.",
+    )
+
+    def mark(option: str, metavar: str, text: str) -> None:
+        group.add_argument(option, metavar=metavar, action="append", default=[], help=text)
+
+    mark("--refer", "PHRASE", "what deserves more bits, in words")
+    mark("--refer-box", "X,Y,W,H", "a box that does, in pixels")
+    mark("--refer-mask", "FILE", "a mask that does: a picture of the same size, white there, or bool in a .npy file")
+    mark("--refer-click", "X,Y", "what is around a pixel")
+    group.add_argument("--background", metavar="WEIGHT", type=float, help="weight of all else (default: 0)")
+    levels = "levels of weights that are told apart, 1 to 8 (default: the preset's)"
+    group.add_argument("--levels", metavar="N", type=int, help=levels)
+    group.add_argument("--text", metavar="TEXT", help='the description; "" for none (default: one is written)')
 
 
 def _decompress(commands) -> None:
@@ -136,9 +156,21 @@ def _decompress(commands) -> None:
     add("-o", "--output", metavar="OUT", help=output)
     add("--format", choices=_IMAGE_FORMATS, default="png", help="where OUT does not choose it (default: %(default)s)")
     _add_weights(parser, "the codec, where the file's own is not among the shipped presets")
+    _add_decoding(parser)
     _add_force(parser)
     _add_quiet(parser)
     add("--json", action="store_true", help="print the results as JSON")
+
+
+def _add_decoding(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how images are drawn", "For files of codecs that decode by a diffusion model.")
+    add = group.add_argument
+    add("--steps", metavar="N", type=int, help="of the sampler (default: the preset's)")
+    add("--recurrences", metavar="N", type=int, help="how often each step is taken (default: the preset's)")
+    add("--gamma", metavar="X", type=float, help="how strongly the file's latents pull (default: the preset's)")
+    add("--scale", metavar="X", type=float, help="of classifier-free guidance (default: the preset's)")
+    add("--seed", metavar="N", type=int, help="of the noise (default: 0, so that a decode repeats)")
+    add("--fast", action="store_true", help="few steps, each taken once")
 
 
 def _info(commands) -> None:

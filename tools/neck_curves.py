@@ -244,6 +244,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--clip", default="pqvae-mini", help="whose tower it is: a preset of CLIP features (%(default)s)"
     )
+    parser.add_argument(
+        "--also", metavar="LABEL=FOLDER", type=_labelled, action="append", default=[], help="add d1 of another run"
+    )
     parser.add_argument("--scenes", type=_timing.positive, default=300, help="test scenes (%(default)s)")
     parser.add_argument("--episodes", type=_timing.positive, default=500, help="of few-shot (%(default)s)")
     parser.add_argument("--qualities", type=int, nargs="+", help="of the codecs (all)")

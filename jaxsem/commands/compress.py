@@ -18,7 +18,7 @@ import numpy as np
 from jaxsem.cache import enable_compilation_cache
 from jaxsem.cli import DEFAULT_PRESET
 from jaxsem.codec import Codec
-from jaxsem.commands import console, paths
+from jaxsem.commands import console, demands, paths
 from jaxsem.commands.console import Failures
 from jaxsem.commands.paths import Source
 from jaxsem.commands.weights import open_codec
@@ -27,6 +27,7 @@ from jaxsem.data.images import list_images, read_image
 from jaxsem.errors import InputError
 from jaxsem.pipeline import Compressed, compress_stream
 from jaxsem.progress import Progress
+from jaxsem.systems.rsic import Demand, weight_levels
 from jaxsem.wire import name_complaint
 
 SUFFIX = ".jsem"
@@ -38,16 +39,18 @@ def run(args: Namespace) -> int:
     sources = paths.find_sources(args.photos, list_images)
     sink = _open_sink(args, sources)
     enable_compilation_cache()
-    codec = open_codec(args.preset, args.weights, DEFAULT_PRESET, args.quality, args.arithmetic, args.clip)
+    quality = None if args.levels is not None else args.quality  # with other levels there are other qualities
+    codec = open_codec(args.preset, args.weights, DEFAULT_PRESET, quality, args.arithmetic, args.clip)
+    codec, demand = demands.settle(codec, args)
     talks = not (args.quiet or args.json or sink.to_standard_output)
     failures, rows = Failures(), []
     with Progress(len(sources), "photos", args.quiet) as progress:
-        for source, result in compress_sources(codec, sources, failures):
+        for source, result in compress_sources(codec, sources, failures, demand):
             target, size = sink.put(source, result.item, codec.digest)
             rows.append(_row(source, target, size, result, codec.quality))
             if talks:
                 progress.clear()
-                console.say(_line(rows[-1]))
+                console.say("\n  ".join([_line(rows[-1]), *result.notes]))
             progress.step()
     total = sink.close(codec.digest)
     if args.json:
@@ -60,17 +63,25 @@ def run(args: Namespace) -> int:
 
 
 def compress_sources(
-    codec: Codec, sources: Sequence[Source], failures: Failures
+    codec: Codec, sources: Sequence[Source], failures: Failures, demand: Demand | None = None
 ) -> Iterator[tuple[Source, Compressed]]:
-    """Compresses photos as they are read; those that cannot be read are added to `failures`."""
+    """Compresses photos as they are read; those that cannot be read, or do not have what is demanded, go to `failures`."""
     begun: list[Source] = []
+    settled: deque[Demand] = deque()
 
     def images() -> Iterator[np.ndarray]:
         for source, image in _read_ahead(sources, failures):
+            if demand is not None:
+                try:
+                    settled.append(replace(demand, levels=weight_levels(codec, image, demand)))
+                except InputError as error:
+                    failures.add(source, error)
+                    continue
             begun.append(source)
             yield image
 
-    for position, result in compress_stream(codec, images()):
+    asked = None if demand is None else iter(settled.popleft, None)
+    for position, result in compress_stream(codec, images(), demands=asked):
         yield begun[position], result
 
 
@@ -201,6 +212,7 @@ def _row(source: Source, target: Path | None, size: int, result: Compressed, qua
         "bytes": size,
         "bpp": 8 * size / (height * width),
         "estimated_bpp": result.estimated_bits / (height * width),
+        "notes": list(result.notes),
     }
 
 

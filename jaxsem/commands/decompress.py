@@ -2,10 +2,11 @@
 
 from argparse import Namespace
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from jaxsem.errors import FormatError, InputError, WeightsError
 from jaxsem.files import read_bytes, why_unreadable
 from jaxsem.pipeline import decompress_items
 from jaxsem.progress import Progress
+from jaxsem.systems.rsic_config import FAST
 
 _GROUP_ITEMS, _GROUP_PIXELS = 16, 1 << 24  # what is decoded at a time, to bound the memory
 _WRITERS = 2
@@ -58,6 +60,38 @@ class Job:
         return file, file.items[0]
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How codecs that decode by a diffusion model are asked to do so.
+
+    Attributes:
+      changes: Arguments of `Rsic.decoding`.
+    """
+
+    changes: Mapping[str, Any]
+
+    @staticmethod
+    def of(args: Namespace) -> "Decoding":
+        """What the options say."""
+        names = ("steps", "recurrences", "gamma", "scale", "seed")
+        given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+        return Decoding({**(FAST if args.fast else {}), **given})
+
+    def apply(self, codec: Any) -> Any:
+        """The codec, decoding like that.
+
+        Raises:
+          InputError: A number out of range, or a codec whose files have one image only.
+        """
+        if not self.changes:
+            return codec
+        if not getattr(codec, "referring", False):
+            raise InputError(
+                f"a file of {codec.name} decodes to one image, whatever the {', '.join(self.changes)}: leave such options out"
+            )
+        return codec.decoding(**self.changes)
+
+
 def run(args: Namespace) -> int:
     """Decompresses the files of `args`; returns the exit status."""
     sources = paths.find_sources(args.files, paths.list_jsem)
@@ -68,10 +102,11 @@ def run(args: Namespace) -> int:
     jobs = _plan(args, sources, streams, failures)
     enable_compilation_cache()
     finder = Finder(args.preset, args.weights)
+    decoding = Decoding.of(args)
     talks = not (args.quiet or args.json or streams)
     rows = []
     with Progress(len(jobs), "images", args.quiet) as progress:
-        decoded = _decode(_grouped(jobs, finder, failures), failures)
+        decoded = _decode(_grouped(jobs, finder, failures), failures, decoding)
         for job, image in _written(decoded, f".{args.format}", args.force, failures):
             rows.append(_row(job, image))
             if talks:
@@ -174,15 +209,15 @@ def _grouped(jobs: Sequence[Job], finder: Finder, failures: Failures) -> Iterato
 
 
 def _decode(
-    groups: Iterator[tuple[Codec, list[tuple[Job, Item]]]], failures: Failures
+    groups: Iterator[tuple[Codec, list[tuple[Job, Item]]]], failures: Failures, decoding: "Decoding"
 ) -> Iterator[tuple[Job, np.ndarray]]:
     """Decodes the groups; where one fails, its items one by one, so that the sound ones are saved."""
     for codec, group in groups:
         try:
-            images = decompress_items(codec, [item for _, item in group])
+            images = decompress_items(decoding.apply(codec), [item for _, item in group])
         except FormatError as error:
             if len(group) > 1:
-                yield from _decode(((codec, [pair]) for pair in group), failures)
+                yield from _decode(((codec, [pair]) for pair in group), failures, decoding)
             else:
                 failures.add(group[0][0], error)
             continue

@@ -7,9 +7,11 @@ from jaxsem.commands import console, paths
 from jaxsem.commands.console import Failures
 from jaxsem.commands.weights import preset_of
 from jaxsem.container import File, Item, byte_counts, unpack
+from jaxsem.entropy.texts import unpack_text
 from jaxsem.errors import FormatError, InputError
 from jaxsem.files import read_bytes
 from jaxsem.pipeline import PACKET
+from jaxsem.systems.rsic_coding import CAPTION, MAP, read_head
 
 
 def run(args: Namespace) -> int:
@@ -39,7 +41,8 @@ def describe_file(name: str, data: bytes) -> dict:
     Returns:
       `file`, `kind`, `version`, `weights` (the stored bytes of the digest, hexadecimal), `preset` (None if it is not
       shipped), `bytes`, `sections` (bytes by part), `pixels`, `bpp` (of the whole file; None without pixels) and
-      `images`: `name`, `width`, `height` (0 for a feature), `quality`, `arithmetic`, `bytes` and `bpp` of each one's own sections.
+      `images`: `name`, `width`, `height` (0 for a feature), `quality` (None where a weight map says it), `arithmetic`, `levels` of
+      the weight map, `caption`, `bytes` and `bpp` of each one's own sections.
 
     Raises:
       FormatError: The file is damaged, foreign or from a newer version.
@@ -66,7 +69,9 @@ def as_text(record: dict) -> str:
     images = record["images"]
     lines = [record["file"], f"  preset   {preset} (weights {record['weights']})"]
     if record["kind"] == "single":
-        lines.append(f"  holds    {_kind(images[0])}, quality {_number(images[0]['quality'])}")
+        lines.append(f"  holds    {_kind(images[0])}, {_finer(images[0])}")
+        if images[0]["caption"] is not None:
+            lines.append(f"  caption  {images[0]['caption']!r}")
     else:
         lines.append(f"  archive  {len(images)} items")
     rate = f"{_number(record['bpp'], '.4f')} bits per pixel"
@@ -93,6 +98,12 @@ def _kind(image: dict) -> str:
     return f"an image of {image['width']}x{image['height']}" if image["height"] else "a feature"
 
 
+def _finer(image: dict) -> str:
+    if image["levels"] is not None:
+        return f"quality by a weight map of {image['levels']} levels"
+    return f"quality {_number(image['quality'])}"
+
+
 def _images(file: File) -> list[dict]:
     return [
         {
@@ -109,8 +120,13 @@ def _images(file: File) -> list[dict]:
 
 def _head(item: Item) -> dict:
     packet = item.sections.get(PACKET)
-    quality, exact = parse_head(packet) if packet else (None, None)
-    return {"quality": quality, "arithmetic": None if exact is None else "exact" if exact else "float"}
+    if MAP in item.sections and packet:  # of a codec that was told what matters
+        quality, (levels, exact) = None, read_head(packet)
+    else:
+        (quality, exact), levels = parse_head(packet) if packet else (None, None), None
+    caption = unpack_text(item.sections[CAPTION]) if CAPTION in item.sections else None
+    arithmetic = None if exact is None else "exact" if exact else "float"
+    return {"quality": quality, "arithmetic": arithmetic, "levels": levels, "caption": caption}
 
 
 def _per_pixel(size: int, pixels: int) -> float | None:

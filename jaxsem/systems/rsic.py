@@ -29,39 +29,63 @@ from jaxsem.systems.clip_model import ClipModel
 from jaxsem.systems.gem import GemConfig, min_max, similarity_maps
 from jaxsem.systems.rsic_config import RsicConfig
 from jaxsem.systems.text_condition import TextCondition
-from jaxsem.systems.weight_map import Heat, Region, build_map, constant_map, find_region
+from jaxsem.systems.weight_map import Heat, Region, WeightMapConfig, build_map, constant_map, find_region
 
 SYSTEM = "rsic"
 """What a weights file calls the family."""
 
 
 @dataclass(frozen=True)
+class Phrase:
+    """Words for a part of an image.
+
+    Attributes:
+      text: The words.
+      weight: How much what they refer to deserves bits, 0 to 1.
+
+    Raises:
+      InputError: No words, or another weight.
+    """
+
+    text: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise InputError("a phrase is empty: say what to look for")
+        if not 0 <= self.weight <= 1:
+            raise InputError(f"the weight of {self.text!r} lies between 0 and 1, not at {self.weight}")
+
+
+@dataclass(frozen=True, eq=False)
 class Demand:
     """What is asked of one image.
 
     Attributes:
       text: Its description; "" sends none, and None lets the codec's captioner write one.
-      phrases: What to look for, each by its words; M is high there.
+      phrases: What to look for: words, or a `Phrase` with a weight; M is high there.
       regions: Boxes, masks and clicks that deserve bits; see `jaxsem.systems.weight_map`.
       background: M elsewhere, in [0, 1].
       level: M everywhere where nothing is referred to, in [0, 1]: global mode. None takes the codec's quality.
+      levels: The levels of M as `weight_levels` gives them; what is referred to is then not looked at.
 
     Raises:
       InputError: A number outside of [0, 1], or an empty phrase.
     """
 
     text: str | None = None
-    phrases: tuple[str, ...] = ()
+    phrases: tuple[str | Phrase, ...] = ()
     regions: tuple[Region, ...] = ()
     background: float = 0.0
     level: float | None = None
+    levels: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("background", self.background), ("level", self.level)):
             if value is not None and not 0 <= value <= 1:
                 raise InputError(f"{name}={value} is a weight: give a number from 0 to 1")
-        if not all(phrase.strip() for phrase in self.phrases):
-            raise InputError("a phrase is empty: say what to look for")
+        given = (Phrase(each) if isinstance(each, str) else each for each in self.phrases)
+        object.__setattr__(self, "phrases", tuple(given))
 
     @property
     def refers(self) -> bool:
@@ -151,6 +175,15 @@ class Rsic:
             raise InputError(f"{self.name} has the whole qualities 0 to {self.qualities - 1}, not {quality:g}")
         return replace(self, quality=float(quality))
 
+    def with_levels(self, levels: int) -> "Rsic":
+        """The same codec, telling so many levels of M apart; its quality is the middle one of them, rounded up.
+
+        Raises:
+          InputError: Not 1 to 8.
+        """
+        weight_map = replace(self.config.weight_map, levels=levels)
+        return replace(self, config=replace(self.config, weight_map=weight_map), quality=float(levels // 2))
+
     def in_arithmetic(self, arithmetic: str) -> "Rsic":
         """The same codec, compressing in "exact" or "float" arithmetic; it decompresses both.
 
@@ -184,10 +217,13 @@ def weight_levels(codec: Rsic, image: np.ndarray, demand: Demand) -> np.ndarray:
     """The levels of M for an image, uint8 [rows, columns].
 
     Raises:
-      InputError: A phrase that finds nothing, a codec without a CLIP to look for it, or a region that does not fit the image.
+      InputError: A phrase that finds nothing, a codec without a CLIP to look for it, or a region or levels that do not fit the
+        image.
     """
     config, (height, width) = codec.config.weight_map, image.shape[:2]
     top = config.levels - 1
+    if demand.levels is not None:
+        return _checked(demand.levels, config, height, width)
     if not demand.refers:
         level = codec.quality if demand.level is None else demand.level * top
         return constant_map(height, width, round(level), config)
@@ -195,10 +231,22 @@ def weight_levels(codec: Rsic, image: np.ndarray, demand: Demand) -> np.ndarray:
     if demand.phrases:
         if codec.clip is None:
             raise InputError(
-                f"{codec.name} has no CLIP to look for {demand.phrases[0]!r} with: mark it by a box or a mask"
+                f"{codec.name} has no CLIP to look for {demand.phrases[0].text!r} with: mark it by a box or a mask"
             )
-        maps = similarity_maps(codec.clip, [image], list(demand.phrases), codec.gem, (height, width))[0]
+        texts = [phrase.text for phrase in demand.phrases]
+        maps = similarity_maps(codec.clip, [image], texts, codec.gem, (height, width))[0]
+        least = {"least_contrast": codec.least_contrast, "least_peak": codec.least_peak}
         for similarity, phrase in zip(maps, demand.phrases, strict=True):
-            found = find_region(similarity, phrase, least_contrast=codec.least_contrast, least_peak=codec.least_peak)
-            regions.append(Heat(np.where(found, min_max(similarity), np.float32(0))))
+            found = find_region(similarity, phrase.text, **least)
+            regions.append(Heat(np.where(found, min_max(similarity), np.float32(0)), weight=phrase.weight))
     return build_map(height, width, regions, config, round(demand.background * top))
+
+
+def _checked(levels: np.ndarray, config: WeightMapConfig, height: int, width: int) -> np.ndarray:
+    levels, grid = np.asarray(levels), config.grid(height, width)
+    if levels.dtype != np.uint8 or levels.shape != grid or levels.max() >= config.levels:
+        raise InputError(
+            f"a map of this image is uint8 {list(grid)} below {config.levels}, not {levels.dtype} {list(levels.shape)} up to "
+            f"{levels.max(initial=0)}"
+        )
+    return levels

@@ -158,6 +158,17 @@ class Parsed:
     head: bytes
 
 
+def read_head(packet: bytes) -> tuple[int, bool]:
+    """The levels of M, and whether the priors were computed exactly.
+
+    Raises:
+      FormatError: A first byte that no encoder writes.
+    """
+    if packet[0] & ~(_EXACT | _LEVELS):
+        raise FormatError(f"the packet begins with {packet[0]:#04x}, which no encoder writes: the file is damaged")
+    return (packet[0] & _LEVELS) + 1, bool(packet[0] & _EXACT)
+
+
 def parse(codec: Rsic, item: Item) -> Parsed:
     """Reads the sections of an item.
 
@@ -170,10 +181,8 @@ def parse(codec: Rsic, item: Item) -> Parsed:
         raise FormatError(
             f"the file has sections {sorted(item.sections)} and an image of {item.height}x{item.width}: it is none of {codec.name}"
         )
-    config, levels = codec.config.weight_map, (packet[0] & _LEVELS) + 1
-    if packet[0] & ~(_EXACT | _LEVELS):
-        raise FormatError(f"the packet begins with {packet[0]:#04x}, which no encoder writes: the file is damaged")
-    exact, data = bool(packet[0] & _EXACT), item.sections.get(MAP, b"")
+    config, (levels, exact) = codec.config.weight_map, read_head(packet)
+    data = item.sections.get(MAP, b"")
     if exact and codec.exact is None:
         raise FormatError(f"the file was made in exact arithmetic, which {codec.name} does not have")
     found = unpack_map(data, item.height, item.width, replace(config, levels=levels))

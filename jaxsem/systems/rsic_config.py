@@ -9,6 +9,9 @@ from jaxsem.diffusion import NoiseSchedule
 from jaxsem.errors import InputError
 from jaxsem.systems.weight_map import WeightMapConfig
 
+FAST = {"steps": 10, "recurrences": 1}
+"""Changes of `GuidanceConfig` that decode in a fortieth of the default's time."""
+
 _REFERENCE = 4 * 64 * 64  # numbers in a latent of Stable Diffusion at 512x512, for which the paper's gamma is given
 
 
