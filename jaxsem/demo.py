@@ -49,7 +49,7 @@ def run_demo(
       codec: What to show; the shipped preset by default.
       photos: Name and picture of what to compress; the bundled photos by default.
       features: The codec of features to show on scenes; the shipped preset by default.
-      reader: What answers questions about files of scenes; without it the page has no such part.
+      reader: What answers questions about files of scenes; the shipped presets, at their lowest rate, by default.
 
     Returns:
       The page, `index.html` in the folder.
@@ -73,16 +73,14 @@ def run_demo(
                 progress.step()
     features = features or presets.load(FEATURES_PRESET)
     shown = feature_demo.show_scenes(features, page.parent, force, quiet)
-    scenes, answered = feature_demo.section(features, shown), []
-    if reader is not None:
-        answered = neck_demo.show_answers(reader, page.parent, force, quiet)
-        scenes += neck_demo.section(reader, answered)
+    reader = reader or Reader(presets.load(NECK_PRESET, quality=0), presets.load_mllm(LANGUAGE_PRESET))
+    answered = neck_demo.show_answers(reader, page.parent, force, quiet)
+    scenes = feature_demo.section(features, shown) + neck_demo.section(reader, answered)
     write_file(page, _page(codec, photos, rows, scenes).encode(), force)
     if not quiet:
         print(_summary(codec, rows))
         print(feature_demo.summary(shown))
-        if answered:
-            print(neck_demo.summary(answered))
+        print(neck_demo.summary(answered))
         print(f"The page with the pictures: {page}")
     return page
 

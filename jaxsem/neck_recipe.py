@@ -98,18 +98,19 @@ class NeckRecipe:
         """
         remember(self, folder)
         work = _Work(self, folder, quiet)
-        necks = {"d1": (work.codec, work.neck("d1"))}
+        first = work.neck("d1")
+        self._save(work, folder, "d1", work.codec, first)
         for scenario in self.scenarios:
             if scenario != "d1":
-                necks[scenario] = work.joint(scenario, necks["d1"][1])
+                self._save(work, folder, scenario, *work.joint(scenario, first))
         if self.unet is not None:
             work.post_processing()
-        card = {"recipe": plain(self), "date": date.today().isoformat()}
-        system = system_of(work.codec.module)
-        for scenario, (codec, params) in necks.items():
-            path = folder / f"{scenario}.safetensors"
-            save_neck_codec(with_neck(codec, work.config, params, scenario), path, system, card, force=True)
         return folder / "d1.safetensors"
+
+    def _save(self, work: "_Work", folder: Path, scenario: str, codec: Codec, params: Any) -> None:
+        card = {"recipe": plain(self), "date": date.today().isoformat()}
+        whole = with_neck(codec, work.config, params, scenario)
+        save_neck_codec(whole, folder / f"{scenario}.safetensors", system_of(codec.module), card, force=True)
 
 
 class _Work:

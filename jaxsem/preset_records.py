@@ -100,6 +100,16 @@ LLAVA_MINI = LlavaConfig(
     feature_layer=-1,
 )
 
+_SCENES_CODEC = ElicConfig(
+    widths=(24, 48, 64),
+    latent=64,
+    hyper=32,
+    groups=(8, 8, 16, 32),
+    context=(48, 32),
+    lambdas=(0.00002, 0.00005, 0.00012, 0.0003),
+)
+NECK_MINI = NeckCodecConfig("elic", _SCENES_CODEC, NeckConfig(64, PQVAE_MINI.clip.vision, (8, 8), bypassed=1, blocks=2))
+
 RSIC_MINI = RsicConfig(
     AutoencoderKlConfig(
         latent_channels=8, widths=(16, 32, 64, 96), layers=1, groups=8, scaling_factor=1.0, middle_attention=False

@@ -1,10 +1,13 @@
 """Small CLIPs of transformers with lively random weights, and the same weights under OpenAI's names."""
 
 import functools
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
+from jaxsem.backbones.clip_inputs import load_tokenizer
 
 VISION = {
     "hidden_size": 32,
@@ -25,6 +28,8 @@ TEXT = {
     "eos_token_id": 98,
 }
 PROJECTION = 20
+MERGES = ["c a", "ca t</w>", "r e", "re d</w>", "s t", "st a", "sta r</w>"]
+VOCABULARY = 512 + len(MERGES) + 2
 
 
 def import_reference():
@@ -138,3 +143,23 @@ def openai_state(net) -> dict[str, np.ndarray]:
                 theirs[f"{block}ln_1.{kind}"] = state[f"{layer}layer_norm1.{kind}"]
                 theirs[f"{block}ln_2.{kind}"] = state[f"{layer}layer_norm2.{kind}"]
     return theirs
+
+
+def text_encoder(activation):
+    """A text tower as pipelines of Stable Diffusion have it, of 77 tokens of `write_tokenizer`'s."""
+    _, transformers = import_reference()
+    fields = {**TEXT, "vocab_size": VOCABULARY, "max_position_embeddings": 77, "eos_token_id": 2}
+    return lively(transformers.CLIPTextModel(transformers.CLIPTextConfig(**fields, hidden_act=activation)))
+
+
+def write_tokenizer(folder, pad):
+    """As the folders of Stable Diffusion have it: the special tokens in a file of their own, which decides."""
+    (folder.parent / "merges").write_text("\n".join(["#version", *MERGES]))
+    words = load_tokenizer(folder.parent / "merges")
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps(words.get_vocab()))
+    (folder / "merges.txt").write_text("\n".join(["#version", *MERGES]) + "\n")
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": "<|endoftext|>", **special}
+    (folder / "special_tokens_map.json").write_text(json.dumps({**special, "pad_token": pad}))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))

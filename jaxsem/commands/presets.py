@@ -25,6 +25,11 @@ COLUMNS = {
     "cosine": ("cosine", ".4f"),
     "accuracy_before": ("accuracy before", ".3f"),
     "accuracy": ("accuracy", ".3f"),
+    "cider_d": ("CIDEr-D", ".3f"),
+    "options": ("with options", ".3f"),
+    "yes_no": ("yes or no", ".3f"),
+    "box": ("boxes", ".3f"),
+    "few_shot": ("few-shot", ".3f"),
 }
 
 

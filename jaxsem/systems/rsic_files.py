@@ -1,7 +1,8 @@
 """Codecs of referring semantic compression as weights files: the networks, the exact priors, and whose help they need.
 
-A small codec reads texts and finds phrases by the CLIP of another preset, and has images described by a language model. The file
-names them. The CLIP is loaded at once, since decoding reads texts, the language model at the first image without a description.
+The file names what else is needed. A small codec reads texts and finds phrases by the CLIP of another preset; one at full size
+has its diffusion model in a folder of diffusers, and only HSVLC in the file. All of this is loaded at once, but the language model,
+which describes images, at the first image without a description.
 """
 
 import dataclasses
@@ -22,8 +23,9 @@ from jaxsem.configs import plain, record_of
 from jaxsem.diffusion import NoiseSchedule
 from jaxsem.entropy.tables import Tables
 from jaxsem.errors import InputError, WeightsError
-from jaxsem.systems.clip_model import ClipModel
+from jaxsem.systems.clip_model import ClipModel, load_clip_model
 from jaxsem.systems.gem import GemConfig
+from jaxsem.systems.latent_diffusion import LatentDiffusion, load_latent_diffusion
 from jaxsem.systems.rsic import SYSTEM, Rsic
 from jaxsem.systems.rsic_config import GuidanceConfig, RsicConfig
 from jaxsem.systems.text_condition import TextCondition
@@ -32,6 +34,7 @@ from jaxsem.weights.native import WeightsFile, check_shapes, half_kernels, ident
 
 DESCRIBE = "Describe the image."
 
+_NETWORKS = ("autoencoder", "unet", "codec")
 _PARTS = {
     "autoencoder": AutoencoderKlConfig,
     "unet": UnetConditionConfig,
@@ -47,8 +50,11 @@ class Companions:
     """What a codec takes from other presets.
 
     Attributes:
-      clip: A preset of CLIP features, or a weights file of one: it conditions the diffusion model, and finds phrases.
-      language: A preset or weights file of a language model that describes images; "" for none.
+      clip: Finds phrases, and conditions a diffusion model that brings no text tower: a preset of CLIP features, a weights file
+        of one, or a folder or Hugging Face id of CLIP; "" for none.
+      language: Describes images: a preset, weights file, folder or Hugging Face id of a language model; "" for none.
+      diffusion: The autoencoder, the U-Net and its text tower: a folder or Hugging Face id of diffusers; "" where the file has
+        them.
       gem: How phrases are looked for.
       least_contrast: See `Rsic`.
       least_peak: Likewise.
@@ -56,6 +62,7 @@ class Companions:
 
     clip: str
     language: str = ""
+    diffusion: str = ""
     gem: GemConfig = dataclasses.field(default_factory=GemConfig)
     least_contrast: float = 0.02
     least_peak: float = 0.0
@@ -70,26 +77,37 @@ def assemble(
     grids: Mapping[str, Any] | None = None,
     half: bool = True,
     clip: ClipModel | None = None,
+    pipeline: LatentDiffusion | None = None,
 ) -> Rsic:
     """Puts trained parts together.
 
     Args:
       name: What errors call it.
       config: Sizes.
-      params: Of `autoencoder`, `unet` and `codec`.
+      params: Of `codec`, and unless there is a pipeline of `autoencoder` and `unet`.
       tables: The integer tables.
       companions: Whose help it needs.
       grids: Of the codec's priors in exact arithmetic, by `jaxsem.calibration.calibrate_module`; None leaves it in floats.
       half: Whether to round matrices to float16 values, which halves the weights file. Grids must have seen them rounded.
       clip: The CLIP, if it is at hand already.
+      pipeline: The diffusion model, likewise.
 
     Raises:
-      InputError: The CLIP's text tower is of another width than the U-Net's context, or a preset that is none of CLIP features.
-      WeightsError: Parameters or grids that do not fit.
+      InputError: The text tower is of another width than the U-Net's context, or a preset that is none of CLIP features.
+      WeightsError: Parameters or grids that do not fit, or a pipeline of another architecture.
     """
     params = {part: half_kernels(value) if half else value for part, value in jax.device_get(dict(params)).items()}
-    clip = clip or _clip_of(companions.clip)
-    text = TextCondition.of_clip(clip)
+    digest = digest_of(plain(config), params, tables, grids)
+    clip = clip or (_clip_of(companions.clip) if companions.clip else None)
+    if pipeline is None and companions.diffusion:
+        pipeline = load_latent_diffusion(companions.diffusion)
+    if pipeline is not None:
+        _check_pipeline(name, config, pipeline)
+        params, text = {**pipeline.params, **params}, pipeline.text
+    elif clip is None:
+        raise InputError(f"{name} has no text tower: name a CLIP or a pipeline of diffusers")
+    else:
+        text = TextCondition.of_clip(clip)
     if text.width != config.unet.context_width:
         raise InputError(
             f"the text tower of {companions.clip} gives {text.width} numbers a token, and the U-Net of {name} takes "
@@ -101,7 +119,7 @@ def assemble(
         params,
         text,
         tables,
-        digest_of(plain(config), params, tables, grids),
+        digest,
         clip=clip,
         gem=companions.gem,
         least_contrast=companions.least_contrast,
@@ -118,6 +136,22 @@ def assemble(
     return codec.at_quality(codec.default_quality)
 
 
+def _check_pipeline(name: str, config: RsicConfig, pipeline: LatentDiffusion) -> None:
+    found = {
+        "autoencoder": (pipeline.autoencoder.config, config.autoencoder),
+        "U-Net": (pipeline.unet.config, config.unet),
+        "noise": (pipeline.schedule, config.schedule),
+    }
+    for part, (have, wanted) in found.items():
+        for field in dataclasses.fields(wanted):
+            seen, asked = getattr(have, field.name), getattr(wanted, field.name)
+            if seen != asked:
+                raise WeightsError(
+                    f"the {part} of {pipeline.name} has {field.name}={seen}, and {name} was trained for {asked}: give the pipeline "
+                    "that it was trained with"
+                )
+
+
 def save_rsic(
     codec: Rsic,
     path: str | Path,
@@ -126,19 +160,29 @@ def save_rsic(
     card: Mapping[str, Any],
     force: bool = False,
 ) -> str:
-    """Writes a codec as one weights file, and returns the file's SHA-256.
+    """Writes a codec as one weights file, without what its companions bring, and returns the file's SHA-256.
 
     Raises:
       OutputError: The file exists, or it cannot be written.
     """
     config = {**plain(codec.config), "companions": plain(companions)}
-    return write_weights(path, SYSTEM, config, card, jax.device_get(codec.params), codec.tables, grids, force=force)
+    params = {part: codec.params[part] for part in (("codec",) if companions.diffusion else _NETWORKS)}
+    return write_weights(path, SYSTEM, config, card, jax.device_get(params), codec.tables, grids, force=force)
 
 
-def from_file(name: str, file: WeightsFile) -> Rsic:
+def from_file(
+    name: str, file: WeightsFile, clip: str | Path | None = None, diffusion: str | Path | None = None
+) -> Rsic:
     """The codec of a weights file, with its parameters on the default device.
 
+    Args:
+      name: What errors call it.
+      file: The file.
+      clip: In place of the companion of this name.
+      diffusion: Likewise, of a codec that does not bring its own.
+
     Raises:
+      InputError: A companion that is not there, or a pipeline for a codec that has its own.
       WeightsError: Its parts do not fit together.
     """
     try:
@@ -146,11 +190,17 @@ def from_file(name: str, file: WeightsFile) -> Rsic:
         fields = dict(file.config["companions"])
         companions = Companions(gem=record_of(GemConfig, fields.pop("gem")), **fields)
         config = RsicConfig(**parts)
-        params = {part: file.params[part] for part in ("autoencoder", "unet", "codec")}
+        params = {part: file.params[part] for part in (("codec",) if companions.diffusion else _NETWORKS)}
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise WeightsError(f"the weights of {name} do not fit together: {error}") from error
     if file.tables is None:
         raise WeightsError(f"the weights of {name} have no integer tables")
+    if diffusion is not None and not companions.diffusion:
+        raise InputError(f"{name} has a diffusion model of its own, and takes no other: leave {diffusion} out")
+    given = {"clip": clip, "diffusion": diffusion}
+    companions = dataclasses.replace(
+        companions, **{key: str(value) for key, value in given.items() if value is not None}
+    )
     return assemble(name, config, params, file.tables, companions, file.grids, half=False)
 
 
@@ -172,11 +222,13 @@ def digest_of(
 
 
 def _clip_of(source: str) -> ClipModel:
-    from jaxsem.presets import load
+    from jaxsem.presets import PRESETS, load, weights_path
 
+    if source not in PRESETS and not weights_path(source).is_file():
+        return load_clip_model(source)
     clip = getattr(load(source), "clip", None)
     if clip is None:
-        raise InputError(f"clip={source} must be a codec of CLIP features, such as pqvae-mini")
+        raise InputError(f"clip={source} must be a codec of CLIP features, such as pqvae-mini, or a CLIP")
     return clip
 
 

@@ -1,7 +1,5 @@
 """Texts as conditions: parity with what diffusers asks of transformers, padding, cut texts, the empty prompt, the mini CLIP."""
 
-import json
-
 import clip_reference as reference
 import jax
 import numpy as np
@@ -16,23 +14,9 @@ from jaxsem.systems import text_condition
 from jaxsem.systems.clip_model import ClipModel
 from jaxsem.systems.text_condition import TextCondition, load_text_condition
 
-MERGES = ["c a", "ca t</w>", "r e", "re d</w>", "s t", "st a", "sta r</w>"]
-VOCABULARY = 512 + len(MERGES) + 2
+VOCABULARY = reference.VOCABULARY
 START, END = VOCABULARY - 2, VOCABULARY - 1
 SHORT, LONG = "a red star", " ".join(["cat star red"] * 30)
-
-
-def write_tokenizer(folder, pad):
-    """As the folders of Stable Diffusion have it: the special tokens in a file of their own, which decides."""
-    (folder.parent / "merges").write_text("\n".join(["#version", *MERGES]))
-    words = load_tokenizer(folder.parent / "merges")
-    folder.mkdir()
-    (folder / "vocab.json").write_text(json.dumps(words.get_vocab()))
-    (folder / "merges.txt").write_text("\n".join(["#version", *MERGES]) + "\n")
-    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": "<|endoftext|>", **special}
-    (folder / "special_tokens_map.json").write_text(json.dumps({**special, "pad_token": pad}))
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 @pytest.fixture(scope="module", params=["<|endoftext|>", "!"], ids=["as 1.x", "as 2.x"])
@@ -40,11 +24,9 @@ def pipeline(request, tmp_path_factory):
     """A pipeline's folder, and its text encoder and tokenizer of transformers."""
     _, transformers = reference.import_reference()
     folder, first = tmp_path_factory.mktemp("pipeline"), request.param != "!"
-    fields = {**reference.TEXT, "vocab_size": VOCABULARY, "max_position_embeddings": 77, "eos_token_id": 2}
-    fields["hidden_act"] = "quick_gelu" if first else "gelu"
-    net = reference.lively(transformers.CLIPTextModel(transformers.CLIPTextConfig(**fields)))
+    net = reference.text_encoder("quick_gelu" if first else "gelu")
     net.save_pretrained(folder / "text_encoder")
-    write_tokenizer(folder / "tokenizer", request.param)
+    reference.write_tokenizer(folder / "tokenizer", request.param)
     return folder, net, transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer")
 
 
@@ -123,7 +105,7 @@ def test_both_paddings_give_different_conditions(tmp_path):
     module, params = small_tower()
     found = []
     for name, pad in (("first", "<|endoftext|>"), ("second", "!")):
-        write_tokenizer(tmp_path / name, pad)
+        reference.write_tokenizer(tmp_path / name, pad)
         found.append(TextCondition(module, params, load_tokenizer(tmp_path / name))([SHORT]))
     np.testing.assert_allclose(found[0][:, :5], found[1][:, :5], rtol=0, atol=1e-6)  # causal: the words see none of it
     assert np.abs(found[0][:, 5:] - found[1][:, 5:]).max() > 0.01
