@@ -139,6 +139,7 @@ def _add_demands(parser: argparse.ArgumentParser) -> None:
     levels = "levels of weights that are told apart, 1 to 8 (default: the preset's)"
     group.add_argument("--levels", metavar="N", type=int, help=levels)
     group.add_argument("--text", metavar="TEXT", help='the description; "" for none (default: one is written)')
+    _add_diffusion(group)
 
 
 def _decompress(commands) -> None:
@@ -171,6 +172,13 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
     add("--scale", metavar="X", type=float, help="of classifier-free guidance (default: the preset's)")
     add("--seed", metavar="N", type=int, help="of the noise (default: 0, so that a decode repeats)")
     add("--fast", action="store_true", help="few steps, each taken once")
+    _add_clip(group)
+    _add_diffusion(group)
+
+
+def _add_diffusion(group: argparse._ArgumentGroup) -> None:
+    text = "diffusion model of a codec that comes without: a folder or Hugging Face id of diffusers"
+    group.add_argument("--diffusion", metavar="FOLDER", help=text)
 
 
 def _info(commands) -> None:

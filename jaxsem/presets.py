@@ -31,6 +31,7 @@ from jaxsem.weights.native import (
 if TYPE_CHECKING:
     from jaxsem.systems.feature_codec import FeatureCodec
     from jaxsem.systems.mllm import Mllm
+    from jaxsem.systems.rsic import Rsic
 
 ASSETS = Path(__file__).parent / "assets"
 BUNDLED_PHOTOS = ASSETS / "photos"
@@ -43,7 +44,8 @@ def load(
     weights: str | Path | None = None,
     arithmetic: str | None = None,
     clip: str | Path | None = None,
-) -> "Codec | FeatureCodec":
+    diffusion: str | Path | None = None,
+) -> "Codec | FeatureCodec | Rsic":
     """Loads a codec, of images or of CLIP features.
 
     Args:
@@ -54,7 +56,9 @@ def load(
         calibrated for exact arithmetic on the bundled photos unless "float" is asked for.
       arithmetic: What `compress` decides tables in: "exact", whose files decode on every device, or "float". By default
         exact where the weights file was calibrated for it.
-      clip: For a codec of features whose CLIP is not shipped: a folder or Hugging Face id of CLIP.
+      clip: For a codec of features whose CLIP is not shipped, or one of RSIC, which finds phrases by it: a folder or Hugging Face
+        id of CLIP.
+      diffusion: For a codec of RSIC whose diffusion model is not in its file: a folder or Hugging Face id of diffusers.
 
     Returns:
       The codec, with its parameters on the default device.
@@ -67,15 +71,15 @@ def load(
     if preset is not None and preset.system == LANGUAGE:
         raise InputError(f"{name} is a language model, no codec: load it with jaxsem.load_mllm")
     if preset is None:
-        codec = _from_file(Path(name).name, _find(name))
+        codec = _from_file(Path(name).name, _find(name), clip=clip, diffusion=diffusion)
     elif weights is not None:
-        codec = _from_any(preset, Path(weights), arithmetic, clip)
+        codec = _from_any(preset, Path(weights), arithmetic, clip, diffusion)
     elif preset.weights is None:
         raise WeightsError(
             f"the preset {name} comes without weights: name a file, as in load({name!r}, weights='elic.pth.tar')"
         )
     else:
-        codec = _from_file(name, ASSETS / preset.weights, preset.sha256)
+        codec = _from_file(name, ASSETS / preset.weights, preset.sha256, clip, diffusion)
     codec = codec.at_quality(codec.default_quality if quality is None else quality)
     return codec if arithmetic is None else codec.in_arithmetic(arithmetic)
 
@@ -215,8 +219,16 @@ def _read(path: Path, sha256: str | None) -> WeightsFile:
     return file
 
 
-def _from_file(name: str, path: Path, sha256: str | None = None) -> "Codec | FeatureCodec":
+def _from_file(
+    name: str,
+    path: Path,
+    sha256: str | None = None,
+    clip: str | Path | None = None,
+    diffusion: str | Path | None = None,
+) -> "Codec | FeatureCodec | Rsic":
     file = _read(path, sha256)
+    if diffusion is not None and file.system != REFERRING:
+        raise InputError(f"{name} does not decode by a diffusion model: leave {diffusion} out")
     if file.system == FEATURES:
         from jaxsem.systems import feature_files
 
@@ -226,7 +238,7 @@ def _from_file(name: str, path: Path, sha256: str | None = None) -> "Codec | Fea
     if file.system == REFERRING:
         from jaxsem.systems import rsic_files
 
-        return rsic_files.from_file(name, file)
+        return rsic_files.from_file(name, file, clip, diffusion)
     if file.system == NECK:
         from jaxsem.systems import neck_codec
 
@@ -245,10 +257,16 @@ def _image_codec(name: str, path: Path, file: WeightsFile) -> Codec:
     return codec if file.grids is None else with_grids(codec, file.grids)
 
 
-def _from_any(preset: Preset, path: Path, arithmetic: str | None, clip: str | Path | None) -> "Codec | FeatureCodec":
+def _from_any(
+    preset: Preset, path: Path, arithmetic: str | None, clip: str | Path | None, diffusion: str | Path | None
+) -> "Codec | FeatureCodec | Rsic":
     path = weights_path(path)
     if path.suffix == ".safetensors" and not is_foreign(path):
-        return _from_file(preset.name, path)
+        return _from_file(preset.name, path, None, clip, diffusion)
+    if preset.system == REFERRING:
+        raise WeightsError(
+            f"nobody has published weights of RSIC, so that {path} must be a file of ours: train it by {preset.recipe}"
+        )
     if preset.system == FEATURES:
         from jaxsem.systems import feature_files
 

@@ -24,7 +24,7 @@ def codec():
 def photo(codec, noise_photo, tmp_path, monkeypatch):
     """A photo in a folder of its own; the toy is the preset of any name."""
 
-    def load(name, quality=None, weights=None, arithmetic=None, clip=None):
+    def load(name, quality=None, *_, **__):
         return codec if quality is None else codec.at_quality(quality)
 
     monkeypatch.setattr(weights, "load", load)

@@ -40,7 +40,8 @@ def run(args: Namespace) -> int:
     sink = _open_sink(args, sources)
     enable_compilation_cache()
     quality = None if args.levels is not None else args.quality  # with other levels there are other qualities
-    codec = open_codec(args.preset, args.weights, DEFAULT_PRESET, quality, args.arithmetic, args.clip)
+    given = args.arithmetic, args.clip, args.diffusion
+    codec = open_codec(args.preset, args.weights, DEFAULT_PRESET, quality, *given)
     codec, demand = demands.settle(codec, args)
     talks = not (args.quiet or args.json or sink.to_standard_output)
     failures, rows = Failures(), []

@@ -101,7 +101,7 @@ def run(args: Namespace) -> int:
     failures = Failures()
     jobs = _plan(args, sources, streams, failures)
     enable_compilation_cache()
-    finder = Finder(args.preset, args.weights)
+    finder = Finder(args.preset, args.weights, args.clip, args.diffusion)
     decoding = Decoding.of(args)
     talks = not (args.quiet or args.json or streams)
     rows = []

@@ -29,11 +29,12 @@ def open_codec(
     quality: float | None = None,
     arithmetic: str | None = None,
     clip: str | None = None,
+    diffusion: str | None = None,
 ) -> Codec | FeatureCodec:
-    """The codec that `--preset`, `--weights` and `--clip` name; weights alone are a codec of their own."""
+    """The codec that `--preset`, `--weights`, `--clip` and `--diffusion` name; weights alone are a codec of their own."""
     if preset is None and weights is not None:
-        return load(weights, quality, arithmetic=arithmetic, clip=clip)
-    return load(preset or default, quality, weights, arithmetic, clip)
+        return load(weights, quality, arithmetic=arithmetic, clip=clip, diffusion=diffusion)
+    return load(preset or default, quality, weights, arithmetic, clip, diffusion)
 
 
 @lru_cache(maxsize=1)
@@ -73,11 +74,12 @@ class Finder:
       preset: Use this one and no other.
       weights: Likewise; see `open_codec`.
       clip: Likewise.
+      diffusion: Likewise.
     """
 
-    def __init__(self, preset: str | None, weights: str | None, clip: str | None = None):
+    def __init__(self, preset: str | None, weights: str | None, clip: str | None = None, diffusion: str | None = None):
         named = preset is not None or weights is not None
-        self._named = open_codec(preset, weights, "", clip=clip) if named else None
+        self._named = open_codec(preset, weights, "", clip=clip, diffusion=diffusion) if named else None
         self._loaded: dict[bytes, Codec | FeatureCodec] = {}
 
     def codec_for(self, file: HasDigest) -> Codec | FeatureCodec:
