@@ -56,6 +56,7 @@ class NeckRecipe:
       bypassed: Layers of the tower that are not run.
       blocks: Of the neck.
       surrogate: The loss of the neck alone.
+      init: A weights file whose neck d1 starts from; "" for random parameters.
       clip: The preset of CLIP features whose towers teach.
       unet: Sizes of the baseline Post-processing; None leaves it out.
       unet_stage: Its training, by the same loss.
@@ -76,6 +77,7 @@ class NeckRecipe:
     bypassed: int = 2
     blocks: int = 1
     surrogate: Surrogate = dataclasses.field(default_factory=Surrogate)
+    init: str = ""
     clip: str = "pqvae-mini"
     unet: UnetConfig | None = None
     unet_stage: Stage | None = None
@@ -210,10 +212,16 @@ class _Work:
 
     def neck(self, scenario: str) -> Any:
         """The neck's parameters, trained alone."""
+        from jaxsem.presets import load
+
         stage, student = self.recipe.neck_stage, Student(self.clip.module.config, self.config)
-        neck = TransformNeck(self.config)
+        neck, start = TransformNeck(self.config), load(self.recipe.init) if self.recipe.init else None
+        if start is not None and getattr(getattr(start, "neck", None), "config", None) != self.config:
+            raise InputError(f"init={self.recipe.init} has no neck of these sizes: {self.config}")
 
         def init() -> Any:
+            if start is not None:
+                return {"front": start.neck_params}
             y = jnp.zeros((1, *self.config.grid, self.config.latent))
             return {"front": jax.jit(neck.init)(jax.random.key(self.recipe.seed), y)["params"]}
 
