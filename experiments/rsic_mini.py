@@ -23,7 +23,7 @@ _ADAMW = OptimizerConfig(
 RECIPE = RsicRecipe(
     name="rsic-mini",
     config=RSIC_MINI,
-    companions=Companions("pqvae-mini", "llava-mini", MINI, least_peak=0.45),
+    companions=Companions("pqvae-mini", "llava-mini", gem=MINI, least_peak=0.45),
     autoencoder_stage=Stage(4000, 16, _ADAMW, ema_decay=0.998, log_every=50, eval_every=500),
     unet_stage=Stage(16_000, 32, _ADAMW, ema_decay=0.999, log_every=100, eval_every=2000),
     codec_stage=Stage(6000, 32, _ADAMW, ema_decay=0.998, log_every=100, eval_every=1000),

@@ -33,9 +33,10 @@ from jaxsem.systems.rsic_files import Companions, assemble, save_rsic
 from jaxsem.systems.text_condition import TextCondition
 from jaxsem.training.diffusion import (
     autoencoder_loss,
+    calibration_samples,
+    codec_loss,
     denoising_draws,
     noisy,
-    spatial_rate_distortion,
     target_of,
 )
 from jaxsem.training.stages import Stage, remember, train_stage
@@ -254,14 +255,13 @@ class _Work:
         recipe, stage = self.recipe, self.recipe.codec_stage
         self.autoencoder()
         module, c = Hsvlc(recipe.config.codec), recipe.config
+        loss_of = codec_loss(module)
 
         def loss_fn(params: Any, rows: Arrays, rng: jax.Array, noise: bool = True) -> Any:
             z, weight = rows["z"].astype(jnp.float32), rows["weight"]
             pick, draw = jax.random.split(rng)
             weight = weight[jnp.arange(len(weight)), jax.random.randint(pick, (len(weight),), 0, weight.shape[1])]
-            outputs = module.apply({"params": params["net"]}, z, weight, draw if noise else None)
-            loss, metrics = spatial_rate_distortion(z, outputs["z_hat"], outputs["bits"], weight, c.codec.pixels)
-            return loss, {"objective": loss, **metrics}
+            return loss_of(params["net"], z, weight, draw if noise else None)
 
         def init() -> Any:
             side = self.clip.image_size // c.autoencoder.stride
@@ -286,11 +286,7 @@ class _Work:
 
     def samples(self, params: Any) -> list[tuple[dict[str, jax.Array], np.ndarray]]:
         """Latents of valid scenes under drawn maps, for calibration."""
-        data, module = self.latents("valid"), Hsvlc(self.recipe.config.codec)
-        levels = self.recipe.config.weight_map.levels - 1
-        run = jax.jit(lambda z, weight: module.apply({"params": params}, z, weight, method="analyze"))
-        found = []
-        for k in range(min(_CALIBRATION, len(data["z"]))):
-            weight = np.rint(data["weight"][k, :1] * levels).astype(np.float32) / np.float32(levels)
-            found.append((run(jnp.asarray(data["z"][k : k + 1], jnp.float32), weight), weight))
-        return found
+        data, config = self.latents("valid"), self.recipe.config
+        count = min(_CALIBRATION, len(data["z"]))
+        pairs = ((data["z"][k : k + 1], data["weight"][k, :1]) for k in range(count))
+        return calibration_samples(Hsvlc(config.codec), params, pairs, config.weight_map.values)

@@ -40,6 +40,18 @@ def full_compilation():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.fixture
+def one_device(monkeypatch):
+    """Trainings on one device: for a checkpoint on eight, Orbax compiles a slice of every array."""
+    import jax
+
+    from jaxsem.training import sharding, stages
+
+    one = sharding.make_mesh(devices=jax.devices()[:1])
+    for module in (sharding, stages):
+        monkeypatch.setattr(module, "make_mesh", lambda: one)
+
+
 @pytest.fixture(scope="session")
 def tiny_codec():
     """A variable-rate ELIC of a few thousand random parameters: everything works, nothing looks good."""

@@ -2,6 +2,7 @@
 
 import functools
 
+import clip_reference
 import numpy as np
 import pytest
 
@@ -43,6 +44,7 @@ SD2 = {
     "in_channels": 5,
 }
 FIELDS = {"vae": VAE, "flux": FLUX, "sd1": SD1, "sd2": SD2}
+DDIM = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 
 
 def import_reference():
@@ -68,6 +70,22 @@ def model(name):
             array = 0.2 * normal + (key.endswith("weight") and "norm" in key)
         value.copy_(torch.from_numpy(np.asarray(array, np.float32)))
     return net
+
+
+def text_encoder():
+    """The text tower that fits "sd1"."""
+    return clip_reference.text_encoder("quick_gelu")
+
+
+def write_pipeline(folder):
+    """Writes a whole pipeline of "vae" and "sd1" as diffusers does, and gives its folder back."""
+    _, diffusers = import_reference()
+    for part, name in (("vae", "vae"), ("unet", "sd1")):
+        model(name).save_pretrained(folder / part)
+    text_encoder().save_pretrained(folder / "text_encoder")
+    clip_reference.write_tokenizer(folder / "tokenizer", "<|endoftext|>")
+    diffusers.DDIMScheduler(**DDIM, steps_offset=1, set_alpha_to_one=False).save_pretrained(folder / "scheduler")
+    return folder
 
 
 def config(name) -> dict:

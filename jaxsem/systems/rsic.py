@@ -11,7 +11,7 @@ Here is what the codec is and what can be asked of it; `rsic_coding` makes items
 Source: Wu et al., Your Demands Deserve More Bits (papers/5).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Key, PRNGKeyArray
 
 from jaxsem.backbones.autoencoder_kl import AutoencoderKl
 from jaxsem.backbones.unet_2d_condition import UnetCondition
@@ -28,6 +29,7 @@ from jaxsem.errors import InputError, WeightsError
 from jaxsem.systems.clip_model import ClipModel
 from jaxsem.systems.gem import GemConfig, min_max, similarity_maps
 from jaxsem.systems.rsic_config import RsicConfig
+from jaxsem.systems.rsic_decoding import guided_latents, keys_of, run_decoder, run_encoder
 from jaxsem.systems.text_condition import TextCondition
 from jaxsem.systems.weight_map import Heat, Region, WeightMapConfig, build_map, constant_map, find_region
 
@@ -211,6 +213,55 @@ class Rsic:
         return replace(
             self, config=replace(self.config, guidance=guidance), seed=self.seed if seed is None else int(seed)
         )
+
+    # -- pure functions, as every codec has them -----------------------------------------------------------------------
+
+    def analyze(self, params: Any, batch: Mapping[str, Any], rng: PRNGKeyArray | None = None) -> dict[str, jax.Array]:
+        """Latents of images, pure; not rounded yet.
+
+        Args:
+          params: Of `autoencoder` and `codec`.
+          batch: `image` uint8 [b, h, w, 3], sides multiples of `config.stride`, and `weight`, M [b, rows, columns].
+          rng: Unused: analysis is deterministic.
+
+        Returns:
+          `z`, the scaled latent, and `f_0`, `f_1`, ... of each scale, the finest first.
+        """
+        z = run_encoder(self.autoencoder, params["autoencoder"], batch["image"])
+        return {"z": z, **self.codec.apply({"params": params["codec"]}, z, batch["weight"], method="analyze")}
+
+    def guide(self, params: Any, latents: Mapping[str, Any], keys: Key[Array, " b"]) -> jax.Array:
+        """z_0 of decoded latents by Algorithm 1, with `config.guidance`, pure.
+
+        Args:
+          params: Of `unet` and `codec`.
+          latents: `z_hat` [b, h, w, l], `weight`, M [b, rows, columns], and `context`, of the texts, from `text`.
+          keys: Of the noise, one for each image.
+        """
+        guidance = self.config.guidance
+        numbers = {name: getattr(guidance, name) for name in ("steps", "recurrences", "pull", "scale", "relax")}
+        given = self.unet, self.codec, self.config.schedule, guidance.max_steps
+        params = {"unet": params["unet"], "codec": params["codec"]}
+        inputs = latents["z_hat"], latents["weight"], latents["context"], self.null
+        return guided_latents(*given, params, *inputs, numbers, keys)
+
+    def synthesize(self, params: Any, latents: Mapping[str, Any], rng: PRNGKeyArray | None = None) -> jax.Array:
+        """Images, uint8 [b, h, w, 3], of what `guide` takes, pure; the noise is that of `rng`, or of the codec's seed."""
+        batch = len(latents["z_hat"])
+        keys = keys_of(self.seed, batch) if rng is None else jax.random.split(rng, batch)
+        return run_decoder(self.autoencoder, params["autoencoder"], self.guide(params, latents, keys))
+
+    def loss(
+        self, params: Any, batch: Mapping[str, Any], rng: PRNGKeyArray | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Rate plus distortion of the latent, weighted by M, pure; `rng` None evaluates with rounding.
+
+        Gradients reach `codec` alone; `batch` is that of `analyze`. See `jaxsem.training.diffusion.spatial_rate_distortion`.
+        """
+        from jaxsem.training.diffusion import codec_loss  # not before it is needed: training loads much
+
+        z = jax.lax.stop_gradient(run_encoder(self.autoencoder, params["autoencoder"], batch["image"]))
+        return codec_loss(self.codec)(params["codec"], z, jnp.asarray(batch["weight"]), rng)
 
 
 def weight_levels(codec: Rsic, image: np.ndarray, demand: Demand) -> np.ndarray:

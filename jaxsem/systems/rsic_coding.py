@@ -23,7 +23,7 @@ from jaxsem.entropy import rans
 from jaxsem.entropy.texts import pack_text, unpack_text
 from jaxsem.errors import FormatError, InputError
 from jaxsem.systems.rsic import Demand, Rsic, weight_levels
-from jaxsem.systems.rsic_decoding import guided_latents, keys_of, run_decoder, run_encoder
+from jaxsem.systems.rsic_decoding import keys_of, run_decoder, run_encoder
 from jaxsem.systems.weight_map import WeightMapConfig, pack_map, unpack_map
 
 LATENTS, CAPTION, MAP = 0, 1, 2
@@ -234,7 +234,8 @@ def decompress_batch(codec: Rsic, parsed: Sequence[Parsed], size: int) -> list[n
     z_hat, weight = decode_latents(codec, parsed, size)
     texts = [each.text for each in parsed]
     context = codec.text([*texts, *[texts[-1]] * (size - len(texts))])
-    z = guide(codec, z_hat, weight, context)
+    latents = {"z_hat": z_hat, "weight": weight, "context": context}
+    z = codec.guide(codec.params, latents, keys_of(codec.seed, size))
     if not np.isfinite(np.asarray(z)).all():
         raise InputError(
             f"decoding with gamma={codec.config.guidance.gamma:g} gave numbers that are not finite: take a lower gamma"
@@ -243,15 +244,6 @@ def decompress_batch(codec: Rsic, parsed: Sequence[Parsed], size: int) -> list[n
     return [
         np.ascontiguousarray(image[: each.size[0], : each.size[1]]) for image, each in zip(images, parsed, strict=False)
     ]
-
-
-def guide(codec: Rsic, z_hat: jax.Array, weight: np.ndarray, context: jax.Array) -> jax.Array:
-    """z_0 of decoded latents, by the codec's `guidance` and `seed`."""
-    guidance = codec.config.guidance
-    numbers = {name: getattr(guidance, name) for name in ("steps", "recurrences", "pull", "scale", "relax")}
-    given = codec.unet, codec.codec, codec.config.schedule, guidance.max_steps
-    params = {"unet": codec.params["unet"], "codec": codec.params["codec"]}
-    return guided_latents(*given, params, z_hat, weight, context, codec.null, numbers, keys_of(codec.seed, len(z_hat)))
 
 
 # -- pieces -------------------------------------------------------------------------------------------------------------------

@@ -1,10 +1,14 @@
-"""Losses of latent diffusion and of the codec of its latents, for `jaxsem.training`: pure functions of what networks gave."""
+"""Losses of latent diffusion and of the codec of its latents, for `jaxsem.training`, and what calibrates the codec afterwards."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxsem.codecs.hsvlc import lambda_of
+from jaxsem.codecs.hsvlc import Hsvlc, lambda_of
 from jaxsem.diffusion.schedule import NoiseSchedule, levels_like
 from jaxsem.nn.sft import repeated
 
@@ -84,3 +88,38 @@ def spatial_rate_distortion(
     distortion = (local * error).mean(axis=(1, 2))
     metrics = {"bpp": rate.mean(), "mse": error.mean(), "weighted": distortion.mean()}
     return (rate + distortion).mean(), metrics
+
+
+def codec_loss(module: Hsvlc) -> Callable[..., tuple[jax.Array, Metrics]]:
+    """The loss of a codec of latents.
+
+    Returns:
+      loss_of(params, z, weight, rng) -> (loss, metrics), pure: z [b, h, w, l] under M [b, p, q]. The metrics are those of
+      `spatial_rate_distortion` and the loss itself, `objective`; without `rng` there is no noise, but rounding.
+    """
+
+    def loss_of(params: Any, z: jax.Array, weight: jax.Array, rng: jax.Array | None) -> tuple[jax.Array, Metrics]:
+        outputs = module.apply({"params": params}, z, weight, rng)
+        loss, metrics = spatial_rate_distortion(z, outputs["z_hat"], outputs["bits"], weight, module.config.pixels)
+        return loss, {"objective": loss, **metrics}
+
+    return loss_of
+
+
+def calibration_samples(
+    module: Hsvlc, params: Any, pairs: Iterable[tuple[Any, np.ndarray]], values: Float[np.ndarray, " levels"]
+) -> list[tuple[dict[str, jax.Array], np.ndarray]]:
+    """What `jaxsem.calibration.calibrate_module` tries: latents that are to be rounded, under maps as files hold them.
+
+    Args:
+      module: The codec.
+      params: Its parameters.
+      pairs: z [1, h, w, l] and M [1, p, q] in [0, 1], all of the same sizes.
+      values: M of each level, to the nearest of which maps are rounded.
+    """
+    run = jax.jit(lambda z, weight: module.apply({"params": params}, z, weight, method="analyze"))
+    found = []
+    for z, weight in pairs:
+        weight = values[np.rint(weight * (len(values) - 1)).astype(np.int64)]
+        found.append((run(jnp.asarray(z, jnp.float32), weight), weight))
+    return found

@@ -32,6 +32,28 @@ _WEIGHTS = tuple(
 _POINTWISE = Transform("1x1 convolution to linear", lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None])
 
 
+def autoencoder_config(source: Source, config: AutoencoderKlConfig | str | None = None) -> AutoencoderKlConfig:
+    """The sizes that `load_autoencoder_kl` takes; no weights are read.
+
+    Raises:
+      InputError: No config can be told.
+      WeightsError: The config.json is that of another architecture.
+    """
+    parse = partial(_parse, AutoencoderKlConfig)
+    return _choose(source, config, "vae", "autoencoder", autoencoder_kl.CONFIGS, parse)
+
+
+def unet_config(source: Source, config: UnetConditionConfig | str | None = None) -> UnetConditionConfig:
+    """The sizes that `load_unet_condition` takes; no weights are read.
+
+    Raises:
+      InputError: No config can be told.
+      WeightsError: The config.json is that of another architecture.
+    """
+    parse = partial(_parse, UnetConditionConfig)
+    return _choose(source, config, "unet", "U-Net", unet_2d_condition.CONFIGS, parse)
+
+
 def load_autoencoder_kl(
     source: Source,
     config: AutoencoderKlConfig | str | None = None,
@@ -56,8 +78,7 @@ def load_autoencoder_kl(
       InputError: Nothing is there, or no config can be told.
       WeightsError: The files are damaged or do not fit; lists every key that does not.
     """
-    parse = partial(_parse, AutoencoderKlConfig)
-    config = _choose(source, config, "vae", "autoencoder", autoencoder_kl.CONFIGS, parse)
+    config = autoencoder_config(source, config)
     state, name = _open(source, "vae")
     module = AutoencoderKl(config, dtype, param_dtype, remat)
     return module, convert(autoencoder_table(config), state, autoencoder_kl.param_shapes(module), name)
@@ -87,8 +108,7 @@ def load_unet_condition(
       InputError: Nothing is there, or no config can be told.
       WeightsError: The files are damaged or do not fit; lists every key that does not.
     """
-    parse = partial(_parse, UnetConditionConfig)
-    config = _choose(source, config, "unet", "U-Net", unet_2d_condition.CONFIGS, parse)
+    config = unet_config(source, config)
     state, name = _open(source, "unet")
     module = UnetCondition(config, dtype, param_dtype, remat)
     return module, convert(unet_table(config), state, unet_2d_condition.param_shapes(module), name)

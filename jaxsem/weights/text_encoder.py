@@ -16,13 +16,23 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxsem.backbones.clip import TextTower
-from jaxsem.backbones.clip_config import ClipConfig
+from jaxsem.backbones.clip_config import ClipConfig, TextConfig
 from jaxsem.errors import InputError, WeightsError
 from jaxsem.weights.clip import config_from_transformers, load_clip
 from jaxsem.weights.huggingface import find, read_config
 
 # The first that is there is taken: those of full precision, then those of half.
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.fp16.safetensors", "pytorch_model.fp16.bin")
+
+
+def text_tower_config(source: str | os.PathLike) -> TextConfig:
+    """The sizes of the tower that `load_text_tower` loads; no weights are read.
+
+    Raises:
+      InputError: Nothing is there.
+      WeightsError: The config.json is that of another architecture.
+    """
+    return _find_config(source)[1].text
 
 
 def load_text_tower(
@@ -42,6 +52,18 @@ def load_text_tower(
       InputError: Nothing is there.
       WeightsError: The files are damaged, of another architecture, or do not fit; lists every key that does not.
     """
+    part, config = _find_config(source)
+    weights = next(filter(None, (find(source, part + file) for file in _WEIGHTS)), None)
+    if weights is None:
+        raise InputError(
+            f"{os.fspath(source)} has {part}config.json, but none of {', '.join(_WEIGHTS)} beside it: download its weights"
+        )
+    module, params = load_clip(weights, config, dtype, param_dtype)
+    return TextTower(module.config.text, dtype, param_dtype), params["text"]
+
+
+def _find_config(source: str | os.PathLike) -> tuple[str, ClipConfig]:
+    """Where in a folder the text encoder lies, "" or "text_encoder/", and its sizes."""
     name = os.fspath(source)
     part = next((part for part in ("text_encoder/", "") if find(source, f"{part}config.json")), None)
     if part is None:
@@ -50,12 +72,7 @@ def load_text_tower(
             "text encoder"
         )
     place = f"{part}config.json"
-    config = _text_config(read_config(source, place), os.path.join(name, place))
-    weights = next(filter(None, (find(source, part + file) for file in _WEIGHTS)), None)
-    if weights is None:
-        raise InputError(f"{name} has {place}, but none of {', '.join(_WEIGHTS)} beside it: download its weights")
-    module, params = load_clip(weights, config, dtype, param_dtype)
-    return TextTower(module.config.text, dtype, param_dtype), params["text"]
+    return part, _text_config(read_config(source, place), os.path.join(name, place))
 
 
 def _text_config(fields: Mapping[str, Any], name: str) -> ClipConfig:

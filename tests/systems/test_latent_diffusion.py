@@ -2,7 +2,6 @@
 
 import json
 
-import clip_reference
 import diffusion_reference as reference
 import jax
 import jax.numpy as jnp
@@ -11,22 +10,14 @@ import pytest
 
 from jaxsem.diffusion import classifier_free, sample
 from jaxsem.errors import InputError, WeightsError
-from jaxsem.systems.latent_diffusion import load_latent_diffusion
+from jaxsem.systems.latent_diffusion import load_latent_diffusion, read_pipeline_config
 
-DDIM = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 TEXT, STEPS, SCALE = "a red star", 3, 4.0
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    _, diffusers = reference.import_reference()
-    folder = tmp_path_factory.mktemp("pipeline") / "sd"
-    for part, name in (("vae", "vae"), ("unet", "sd1")):
-        reference.model(name).save_pretrained(folder / part)
-    clip_reference.text_encoder("quick_gelu").save_pretrained(folder / "text_encoder")
-    clip_reference.write_tokenizer(folder / "tokenizer", "<|endoftext|>")
-    diffusers.DDIMScheduler(**DDIM, steps_offset=1, set_alpha_to_one=False).save_pretrained(folder / "scheduler")
-    return folder
+    return reference.write_pipeline(tmp_path_factory.mktemp("pipeline") / "sd")
 
 
 def test_a_prompt_gives_the_latents_of_diffusers(folder):
@@ -36,7 +27,7 @@ def test_a_prompt_gives_the_latents_of_diffusers(folder):
     pipeline = diffusers.StableDiffusionPipeline(
         vae=reference.model("vae"),
         unet=reference.model("sd1"),
-        text_encoder=clip_reference.text_encoder("quick_gelu"),
+        text_encoder=reference.text_encoder(),
         tokenizer=transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         scheduler=diffusers.DDIMScheduler.from_pretrained(folder / "scheduler"),
         safety_checker=None,
@@ -66,11 +57,22 @@ def test_parts_that_do_not_fit_together_are_refused(folder, tmp_path):
         load_latent_diffusion(other)
 
 
+def test_its_sizes_are_read_without_its_weights(folder, tmp_path):
+    ours = load_latent_diffusion(folder)
+    for path in folder.rglob("*config.json"):
+        copy = tmp_path / path.relative_to(folder)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    found = read_pipeline_config(tmp_path)
+    assert (found.autoencoder, found.unet) == (ours.autoencoder.config, ours.unet.config)
+    assert (found.schedule, found.text) == (ours.schedule, ours.text.module.config)
+
+
 def test_a_folder_without_a_part_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"scheduler_config\.json"):
         load_latent_diffusion(tmp_path)
     (tmp_path / "scheduler").mkdir()
-    fields = {"_class_name": "DDIMScheduler", **DDIM}
+    fields = {"_class_name": "DDIMScheduler", **reference.DDIM}
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(fields))
     with pytest.raises(InputError, match=r"no vae/config\.json"):
         load_latent_diffusion(tmp_path)

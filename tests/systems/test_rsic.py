@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from toy_rsic import toy_rsic
@@ -232,3 +233,34 @@ def test_the_papers_numbers_are_the_defaults():
         3,
         0.7,
     )
+
+
+# -- pure functions -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def batch(photos):
+    weight = np.zeros((3, 6, 4), np.float32)
+    weight[:, :2] = 1.0
+    return {"image": np.stack(photos), "weight": weight}
+
+
+def test_the_pure_functions_are_those_of_files(codec, photos, batch):
+    [one] = compress_batch(codec, photos[:1], [marked(Box(0, 0, 16, 8))], 1)
+    parsed = parse(codec, one.item)
+    z_hat, weight = decode_latents(codec, [parsed], 1)
+    np.testing.assert_array_equal(weight, batch["weight"][:1])
+    latents = {"z_hat": z_hat, "weight": weight, "context": codec.text([TEXT])}
+    [image] = np.asarray(codec.synthesize(codec.params, latents))
+    np.testing.assert_array_equal(image, decompress_batch(codec, [parsed], 1)[0])
+    found = codec.analyze(codec.params, {name: value[:1] for name, value in batch.items()})
+    assert set(found) == {"z", "f_0", "f_1"}
+    assert np.square(found["z"] - z_hat).mean() < np.square(found["z"]).mean()
+
+
+def test_the_loss_trains_the_codec_alone(codec, batch):
+    gradients, metrics = jax.grad(codec.loss, has_aux=True)(codec.params, batch, jax.random.key(0))
+    sizes = {part: sum(float(np.abs(leaf).sum()) for leaf in jax.tree.leaves(gradients[part])) for part in gradients}
+    assert sizes["codec"] > 0
+    assert sizes["autoencoder"] == sizes["unet"] == 0
+    assert metrics.keys() >= {"bpp", "mse", "weighted"}

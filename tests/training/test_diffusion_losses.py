@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxsem.codecs.hsvlc import Hsvlc, HsvlcConfig
 from jaxsem.diffusion import STABLE_DIFFUSION, predict_clean
+from jaxsem.systems.weight_map import WeightMapConfig
 from jaxsem.training import diffusion
 
 KEY = jax.random.key(0)
@@ -48,3 +50,16 @@ def test_errors_count_by_the_weight_of_their_place():
     np.testing.assert_allclose(off["marked"]["weighted"] / off["other"]["weighted"], np.exp(7), rtol=1e-4)
     np.testing.assert_allclose(off["marked"]["bpp"], 4 * 16 / (16 * 64), rtol=1e-6)
     np.testing.assert_allclose(off["other"]["weighted"], 0.01 / 16, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("levels", "rounded"), [(3, [0.0, 0.5, 0.5, 1.0]), (1, [1.0] * 4)])
+def test_calibration_sees_maps_as_files_hold_them(levels, rounded):
+    config = HsvlcConfig(3, 4, (2,), (), condition=2, hidden=2, prior=2, map_stride=2, pixels=1)
+    module, weight = Hsvlc(config), jnp.array([0.2, 0.3, 0.7, 0.8]).reshape(1, 2, 2)
+    params = module.init(KEY, Z[:1], weight)["params"]
+    [(latents, found)] = diffusion.calibration_samples(
+        module, params, [(Z[:1], np.asarray(weight))], WeightMapConfig(2, levels).values
+    )
+    np.testing.assert_array_equal(found.ravel(), np.float32(rounded))
+    want = module.apply({"params": params}, Z[:1], found, method="analyze")
+    np.testing.assert_allclose(latents["f_0"], want["f_0"], atol=1e-5)
