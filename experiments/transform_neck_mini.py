@@ -36,7 +36,7 @@ RECIPE = NeckRecipe(
     name="transform-neck-mini",
     codec="runs/elic-scenes",
     neck_stage=Stage(2400, 64, _MUON, ema_decay=0.998, log_every=20, eval_every=200),
-    joint_stage=Stage(800, 16, replace(_ADAMW, learning_rate=2e-4), ema_decay=0.998, log_every=20, eval_every=200),
+    joint_stage=Stage(600, 16, replace(_ADAMW, learning_rate=2e-4), ema_decay=0.998, log_every=20, eval_every=200),
     bypassed=1,
     blocks=2,
     surrogate=Surrogate(phases=(0.05, 0.1)),

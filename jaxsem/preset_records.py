@@ -35,6 +35,8 @@ LANGUAGE = "llava"  # that of multimodal language models
 NECK = "transform-neck"  # that of image codecs with a neck
 REFERRING = "rsic"  # that of codecs that are told what matters; all others are image codecs
 _IMAGE_COLUMNS = ("quality", "bpp", "psnr", "ms_ssim")
+_NECK_COLUMNS = ("quality", "bpp", "psnr", "cider_d", "options", "yes_no", "box", "few_shot")
+_NECK_RESULTS_ON = "100 test scenes, 200 few-shot episodes, 2-core x86, 2026-11-21"
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,20 @@ _PRESETS = (
         columns=("cider_d", "options", "yes_no", "box"),
         results=((2.341, 0.746, 0.950, 0.381),),
         results_on="100 test scenes, not compressed, 2-core x86, 2026-11-21",
+    ),
+    Preset(
+        name="transform-neck-mini",
+        system=NECK,
+        config=NECK_MINI,
+        summary="ELIC for scenes at the lowest rates, and the neck into llava-mini's tower: jaxsem ask FILE.jsem (d1: codec alone)",
+        weights="transform-neck-mini.safetensors",
+        sha256="5c7dcd8e775f448a0d2a2de3ea54143bf1f383b755d7c3a2606832a1b3c38a40",
+        licence="Apache-2.0",
+        trained_on="scenes of the 48 seen classes, 2026-11-21",
+        recipe="experiments/transform_neck_mini.py",
+        columns=_NECK_COLUMNS,
+        results=(),
+        results_on=_NECK_RESULTS_ON,
     ),
     Preset(
         "pqvae",

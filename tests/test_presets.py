@@ -26,6 +26,7 @@ def mini():
 def test_all_shipped_weights_are_small():
     sizes = {preset.name: (presets.ASSETS / preset.weights).stat().st_size for preset in SHIPPED}
     limits = {"elic-mini": 12e6, "pqvae-mini": 8e6, "llava-mini": 4e6}
+    limits |= {f"transform-neck-mini{suffix}": 4.5e6 for suffix in ("", "-d2", "-d3")}
     assert sizes.keys() == limits.keys()
     assert all(size <= limits[name] for name, size in sizes.items())
 

@@ -12,7 +12,7 @@ import numpy as np
 import jaxsem
 from jaxsem.backbones.unet_2d_condition import UnetCondition
 from jaxsem.container import Item, pack
-from jaxsem.data.scenes import SceneConfig, refer, sample_scene, scene_record
+from jaxsem.data.scenes import CLASSES, Description, SceneConfig, refer, sample_scene, scene_record
 from jaxsem.diffusion import NoiseSchedule, classifier_free, sample
 from jaxsem.entropy.texts import pack_text
 from jaxsem.errors import InputError
@@ -50,7 +50,8 @@ class Referred:
         place: The object's among the scene's.
         mask: Its visible part, bool [side, side].
         box: Around that.
-        phrase: What it is called.
+        label: Its class, "red star".
+        phrase: What tells it from the others in as few attributes as suffice, "the star".
     """
 
     split: str
@@ -60,6 +61,7 @@ class Referred:
     place: int
     mask: np.ndarray
     box: Box
+    label: str
     phrase: str
 
 
@@ -93,13 +95,15 @@ def referred_scenes(split: str, count: int, side: int, stride: int) -> list[Refe
     found: list[Referred] = []
     index = 0
     while len(found) < count:
-        record = scene_record(split, index, SEEN, side, ("image", "masks", "boxes", "captions", "phrases"))
+        fields = ("image", "masks", "boxes", "classes", "captions", "phrases")
+        record = scene_record(split, index, SEEN, side, fields)
         place = choose_object(record["masks"], stride)
         if place is not None:
             left, top, right, bottom = record["boxes"][place].tolist()
-            box, phrase = Box(left, top, right - left, bottom - top), str(record["phrases"][place, 0])
-            mask, caption = record["masks"] == place + 1, str(record["captions"][_COMPLETE])
-            found.append(Referred(split, index, record["image"], caption, place, mask, box, phrase))
+            box, caption = Box(left, top, right - left, bottom - top), str(record["captions"][_COMPLETE])
+            words = CLASSES[record["classes"][place]], str(record["phrases"][place, 0])
+            mask = record["masks"] == place + 1
+            found.append(Referred(split, index, record["image"], caption, place, mask, box, *words))
         index += 1
     return found
 
@@ -124,9 +128,18 @@ def by_box(_: Rsic, scene: Referred) -> Demand:
     return Demand(scene.caption, regions=(scene.box,))
 
 
+def by_label(codec: Rsic, scene: Referred) -> Demand | None:
+    """The object by its class; None where that finds nothing."""
+    return _by_words(codec, scene, scene.label)
+
+
 def by_phrase(codec: Rsic, scene: Referred) -> Demand | None:
     """The object by its phrase; None where that finds nothing."""
-    levels = levels_of(codec, scene.image, scene.phrase)
+    return _by_words(codec, scene, scene.phrase)
+
+
+def _by_words(codec: Rsic, scene: Referred, words: str) -> Demand | None:
+    levels = levels_of(codec, scene.image, words)
     return None if levels is None else Demand(scene.caption, levels=levels)
 
 
@@ -295,38 +308,50 @@ def compare(row: Row, globals_: Sequence[Row], keys: Sequence[str]) -> Row:
 
 
 def measure_gem(codec: Rsic, count: int, side: int) -> Row:
-    """Where GEM's weight goes, for one phrase each of valid and test scenes in turn.
+    """Where GEM's weight goes, for one object each of valid and test scenes in turn, named by its label and by its phrase.
 
-    A scene's absent phrase is the next one of another scene whose attributes fit none of its objects.
+    A scene's absent object is the next one of another scene whose words are true of none of its own.
 
     Returns:
-        `inside` and `outside`, the mean of M in and beside the objects' masks, over phrases that find something (null where none
-        does); `nothing`, the share that does not; `absent`, the number of phrases for absent objects, and `refused`, the share of
-        these that finds nothing.
+        `count`; and for `label` and `phrase` each `inside` and `outside`, the mean of M in and beside the objects' masks over words
+        that find something (null where none do); `nothing`, the share that does not; `absent`, the number of words for absent
+        objects, and `refused`, the share of these that finds nothing.
     """
-    stride = codec.config.weight_map.stride
-    halves = [
-        referred_scenes(split, n, side, stride) for split, n in (("valid", (count + 1) // 2), ("test", count // 2))
-    ]
-    scenes = [half[k // 2] for k in range(count) for half in [halves[k % 2]]]
-    objects = [sample_scene(scene.split, scene.index, SEEN) for scene in scenes]
-    named = [refer(every)[scene.place][0].description for every, scene in zip(objects, scenes, strict=True)]
+    stride, split = codec.config.weight_map.stride, {"valid": (count + 1) // 2, "test": count // 2}
+    halves = [referred_scenes(name, n, side, stride) for name, n in split.items()]
+    scenes = [halves[k % 2][k // 2] for k in range(count)]
+    worlds = [sample_scene(scene.split, scene.index, SEEN) for scene in scenes]
+    things = [world.objects[scene.place] for world, scene in zip(worlds, scenes, strict=True)]
+    meanings = {
+        "label": [Description(None, thing.colour, thing.shape) for thing in things],
+        "phrase": [refer(world)[scene.place][0].description for world, scene in zip(worlds, scenes, strict=True)],
+    }
+    found: Row = {"count": count}
+    for kind, means in meanings.items():
+        words = [getattr(scene, kind) for scene in scenes]
+        absent = [
+            next((j for k in range(1, count) if not any(map(means[j := (i + k) % count].fits, world.objects))), None)
+            for i, world in enumerate(worlds)
+        ]
+        found[kind] = _weights_of(codec, scenes, words, [None if j is None else words[j] for j in absent])
+    return found
+
+
+def _weights_of(codec: Rsic, scenes: Sequence[Referred], words: Sequence[str], absent: Sequence[str | None]) -> Row:
+    stride, values = codec.config.weight_map.stride, codec.config.weight_map.values
     inside, outside, refused = [], [], []
-    for i, scene in enumerate(scenes):
-        levels = levels_of(codec, scene.image, scene.phrase)
+    for scene, present, other in zip(scenes, words, absent, strict=True):
+        levels = levels_of(codec, scene.image, present)
         if levels is not None:
-            weight = np.kron(codec.config.weight_map.values[levels], np.ones((stride, stride), np.float32))
+            weight = np.kron(values[levels], np.ones((stride, stride), np.float32))
             inside.append(float(weight[scene.mask].mean()))
             outside.append(float(weight[~scene.mask].mean()))
-        others = [(i + k) % count for k in range(1, count)]
-        absent = [j for j in others if not any(named[j].fits(thing) for thing in objects[i].objects)]
-        if absent:
-            refused.append(levels_of(codec, scene.image, scenes[absent[0]].phrase) is None)
+        if other is not None:
+            refused.append(levels_of(codec, scene.image, other) is None)
     return {
-        "phrases": count,
         "inside": float(np.mean(inside)) if inside else None,
         "outside": float(np.mean(outside)) if outside else None,
-        "nothing": 1 - len(inside) / count,
+        "nothing": 1 - len(inside) / len(scenes),
         "absent": len(refused),
         "refused": float(np.mean(refused)) if refused else None,
     }

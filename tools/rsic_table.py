@@ -6,17 +6,18 @@
 The images are held-out scenes with one referred object each: the first that fills a cell of the weight map. All files have the same
 description, the scene's caption, and bytes are those of whole files.
 
-Referring against global mode. The object is marked by its mask, by its box, and by its phrase, which GEM looks for; scenes where
-the phrase finds nothing are counted and left out of that row. Single files cannot be made equally large, so means are compared:
-global mode's mean scores at all levels of M are interpolated, linearly and never falling with more bytes, at the mean bytes of
-referring mode over the same scenes. Where these lie outside of global mode's, nothing is compared.
+Referring against global mode. The object is marked by its mask, by its box, by its class ("red star", the paper's way) and by its
+phrase ("the star": as few attributes as tell it from the others), which GEM looks for; scenes where GEM finds nothing are counted
+and left out of that row. Single files cannot be made equally large, so means are compared: global mode's mean scores at all levels
+of M are interpolated, linearly and never falling with more bytes, at the mean bytes of referring mode over the same scenes. Where
+these lie outside of global mode's, nothing is compared.
 
 Ablation, in referring mode by the mask: without a description; without referring guidance, where the file holds the description
 alone and an image is drawn from it and from noise; T steps of the sampler; and with `--also LABEL=FOLDER` another trained codec.
 "Fréchet, CLIP" is the Fréchet distance between CLIP features of decoded and original images: it is no FID, and too large for few
 images, so compare it only between rows of as many. The CLIP is the codec's own. f-LPIPS needs `--lpips` and `--vgg`.
 
-`--gem N` tells whether M is higher on what N phrases name than beside it, and whether phrases for absent objects are refused.
+`--gem N` tells whether M is higher on N objects than beside them, and whether words for absent objects are refused.
 
 With `--json`, every row is kept at once, and the same command goes on where it was stopped.
 """
@@ -101,6 +102,7 @@ def make_plans(codec: Rsic, others: Sequence[tuple[str, Rsic]], steps: Sequence[
     plans += [
         Plan(MAIN, REFERRING, codec, _rsic.by_mask),
         Plan("by box", REFERRING, codec, _rsic.by_box),
+        Plan("by class", REFERRING, codec, _rsic.by_label),
         Plan("by phrase", REFERRING, codec, _rsic.by_phrase),
         Plan("without description", ABLATION, codec, _rsic.without_text),
         Plan("without guidance", ABLATION, codec, None),
@@ -174,16 +176,19 @@ def print_report(record: dict[str, Any]) -> None:
     for compared in record["comparison"]:
         print(describe(named[compared["row"]], compared))
     whole = record["setting"]["scenes"]
-    print(f"{whole - len(named['by phrase']['scenes'])} of {whole} phrases find nothing")
+    for name in ("by class", "by phrase"):
+        print(f"{name}: GEM finds nothing in {whole - len(named[name]['scenes'])} of {whole} scenes")
     main = dict(named[MAIN], row=f"referring, T = {named[MAIN]['steps']}")
     print_rows([*(row for row in rows if row["kind"] == ABLATION), main], "ablation, referring mode by the mask")
     print(f"Fréchet, CLIP: of {whole} images, which makes it too large; compare it only within this table")
     if gem := record.get("gem"):
-        shown = {key: "-" if gem[key] is None else f"{gem[key]:.3f}" for key in ("inside", "outside", "refused")}
-        print(
-            f"\nGEM, {gem['phrases']} phrases: M is {shown['inside']} inside of the object and {shown['outside']} outside; "
-            f"{gem['nothing']:.1%} find nothing; of {gem['absent']} for absent objects a share of {shown['refused']} is refused"
-        )
+        print(f"\nGEM, {gem['count']} objects")
+        keys = ("inside", "outside", "nothing", "refused")
+        lines = [
+            [f"by {name}", *("-" if gem[kind][key] is None else f"{gem[kind][key]:.3f}" for key in keys)]
+            for name, kind in (("class", "label"), ("phrase", "phrase"))
+        ]
+        _timing.print_table(["", "M inside", "M outside", "find nothing", "absent, refused"], lines)
 
 
 def draw(rows: Sequence[Row], title: str) -> Figure:
@@ -211,7 +216,7 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
             axes.tick_params(length=0)
-        figure.axes[0].legend(loc="lower right", frameon=False, fontsize=8, handlelength=1.6, labelspacing=0.3)
+        figure.axes[0].legend(loc="best", frameon=False, fontsize=8, handlelength=1.6, labelspacing=0.3)
     return figure
 
 
@@ -226,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--scenes", type=_timing.positive, default=100, help="test scenes, at least 2 (%(default)s)")
     add("--side", type=_timing.positive, metavar="PIXELS", help="of the scenes (that of the codec's CLIP)")
     add("--also", metavar="LABEL=FOLDER", type=_labelled, action="append", default=[], help="a row of another codec")
-    add("--gem", metavar="N", type=_timing.positive, help="look where GEM finds N phrases")
+    add("--gem", metavar="N", type=_timing.positive, help="look where GEM finds N objects")
     add("--fast", action="store_true", help=f"decode in {FAST['steps']} steps without recurrence")
     add("--steps", type=_timing.positive, help="T of the main rows (the codec's)")
     add("--recurrences", type=_timing.positive, help="how often each step is taken, in all rows (the codec's)")
@@ -279,7 +284,7 @@ def _run(options: argparse.Namespace) -> None:
     print(
         f"{codec.name}: {len(scenes)} scenes of {side}x{side}, of the first {scenes[-1].index + 1} those with such an object"
     )
-    print(f"T = {guidance.steps}, {guidance.recurrences} recurrences, seed {options.seed}")
+    print(f"T = {guidance.steps}, recurrences: {guidance.recurrences}, seed {options.seed}")
     lpips = None
     if options.lpips is not None:
         module, params = load_lpips(options.vgg, options.lpips, "vgg")
@@ -291,7 +296,7 @@ def _run(options: argparse.Namespace) -> None:
         record["rows"].append(known[0] if known else measure(plan, scenes, meter))
         _write(options.json, {**record, "rows": _merged(record["rows"], kept)})
         print(f"  {plan.name}{', as before' if known else ''}", file=sys.stderr, flush=True)
-    if options.gem is not None and record.get("gem", {}).get("phrases") != options.gem:
+    if options.gem is not None and record.get("gem", {}).get("count") != options.gem:
         record["gem"] = _rsic.measure_gem(codec, options.gem, side)
     record["comparison"] = compare_all(record["rows"])
     _write(options.json, {**record, "rows": _merged(record["rows"], kept)})

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 from toy_rsic import toy_rsic
 
+from jaxsem.backbones.vgg import VggConfig
 from jaxsem.container import Item, byte_counts, pack, unpack
 from jaxsem.data.scenes import refer, sample_scene
 from jaxsem.entropy.texts import pack_text, unpack_text
+from jaxsem.metrics.lpips import Lpips
+from jaxsem.metrics.masked import f_lpips
 from jaxsem.systems.rsic_coding import CAPTION
 
 pytestmark = pytest.mark.slow  # runs whole commands
@@ -136,25 +139,26 @@ def test_every_scene_has_an_object_that_fills_a_cell(measure):
         assert scene.mask[box.y : box.y + box.height, box.x : box.x + box.width].sum() == scene.mask.sum()
         thing = sample_scene("test", scene.index, measure.SEEN)
         assert scene.phrase == refer(thing)[scene.place][0].text
+        assert scene.label == thing.objects[scene.place].name
 
 
 def test_the_share_of_weight_inside_is_that_of_the_masks(measure, codec, monkeypatch):
-    scenes = {
-        s.phrase + str(s.image.tobytes()): s
-        for half in ("valid", "test")
-        for s in measure.referred_scenes(half, 3, 32, 4)
-    }
+    scenes = [scene for half in ("valid", "test") for scene in measure.referred_scenes(half, 3, SIDE, 4)]
 
-    def levels_of(codec, image, phrase):
-        scene = scenes.get(phrase + str(image.tobytes()))
-        return None if scene is None else np.uint8(7) * scene.mask.reshape(8, 4, 8, 4).all(axis=(1, 3))
+    def levels_of(codec, image, words):
+        """The cells that the object fills; nothing of words that are not its own."""
+        [scene] = [scene for scene in scenes if (scene.image == image).all()]
+        if words not in (scene.label, scene.phrase):
+            return None
+        return np.uint8(7) * scene.mask.reshape(8, 4, 8, 4).all(axis=(1, 3))
 
     monkeypatch.setattr(measure, "levels_of", levels_of)
-    found = measure.measure_gem(codec, 6, 32)
-    assert found["outside"] == 0
-    assert 0 < found["inside"] < 1
-    assert (found["phrases"], found["nothing"], found["refused"]) == (6, 0, 1)
-    assert 1 <= found["absent"] <= 6
+    found = measure.measure_gem(codec, 6, SIDE)
+    for kind in ("label", "phrase"):
+        assert found[kind]["outside"] == 0
+        assert 0 < found[kind]["inside"] < 1
+        assert (found[kind]["nothing"], found[kind]["refused"]) == (0, 1)
+        assert 1 <= found[kind]["absent"] <= 6
 
 
 def test_a_description_alone_is_a_file_and_draws_an_image(measure, codec):
@@ -177,7 +181,7 @@ def test_a_description_alone_is_a_file_and_draws_an_image(measure, codec):
 def test_every_row_is_there_with_its_columns(table, rows, measured):
     assert list(rows) == [
         *(f"global {k}" for k in range(8)),
-        *("by mask", "by box", "by phrase", "without description", "without guidance", "again", "T = 3"),
+        *("by mask", "by box", "by class", "by phrase", "without description", "without guidance", "again", "T = 3"),
     ]
     columns = set(table.COLUMNS) - {"f_lpips"}
     for row in rows.values():
@@ -186,8 +190,8 @@ def test_every_row_is_there_with_its_columns(table, rows, measured):
         assert row["bpp"] == pytest.approx(8 * row["bytes"] / SIDE**2)
         assert row["f_psnr"] == pytest.approx(np.mean(row["each"]["f_psnr"]))
     assert measured[2].stat().st_size > 10_000
-    assert [found["row"] for found in measured[1]["comparison"]] == ["by mask", "by box", "by phrase"]
-    assert measured[1]["gem"]["phrases"] == 6
+    assert [found["row"] for found in measured[1]["comparison"]] == ["by mask", "by box", "by class", "by phrase"]
+    assert measured[1]["gem"]["count"] == 6
 
 
 def test_the_ablation_changes_what_it_says(rows):
@@ -220,7 +224,7 @@ def test_nothing_is_measured_twice(table, loaded, measured, monkeypatch, capsys)
     assert table.main(command) == 0
     assert once == ["global 2", "T = 3"]
     out = capsys.readouterr().out
-    assert "0 of 3 phrases find nothing" in out
+    assert "by class: GEM finds nothing in 0 of 3 scenes" in out
     assert "without guidance" in out
 
 
@@ -232,7 +236,19 @@ def test_a_phrase_that_finds_nothing_is_left_out(table, measure, codec, rows):
     assert row["scenes"] == []
     assert [found["row"] for found in table.compare_all([*list(rows.values())[:9], row])] == ["by mask"]
     found = measure.measure_gem(blind, 4, SIDE)
-    assert (found["nothing"], found["inside"], found["refused"]) == (1, None, 1)
+    for kind in ("label", "phrase"):
+        assert (found[kind]["nothing"], found[kind]["inside"], found[kind]["refused"]) == (1, None, 1)
+
+
+def test_f_lpips_is_a_column_where_its_network_is_given(measure, codec):
+    module = Lpips(VggConfig(widths=(4, 4, 4, 4, 4)))
+    scenes = measure.referred_scenes("test", 2, SIDE, 4)
+    images = [255 - scene.image for scene in scenes]
+    params = jax.jit(module.init)(jax.random.key(0), images[0], images[0])["params"]
+    row = measure.Meter(codec.clip, 2, (module, params)).row(scenes, [5, 7], images)
+    found = [float(f_lpips(module, params, s.image, image, s.mask)) for s, image in zip(scenes, images, strict=True)]
+    assert (row["each"]["f_lpips"], row["bytes"]) == (pytest.approx(found), 6)
+    assert min(found) > 0
 
 
 def test_bytes_outside_of_the_curve_are_said_to_be(table):
