@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from jaxsem.presets import PRESETS, Preset, freeze, load, load_mllm, save
     from jaxsem.systems.feature_codec import FeatureCodec
     from jaxsem.systems.feature_tasks import caption, classify, read_features, refer
+    from jaxsem.systems.neck_codec import Reader
     from jaxsem.systems.rsic import Demand
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "JaxsemError",
     "OutputError",
     "Preset",
+    "Reader",
     "WeightsError",
     "__version__",
     "calibrate",
@@ -75,6 +77,7 @@ _HOMES = {
     "FeatureCodec": "systems.feature_codec",
     "PRESETS": "presets",
     "Preset": "presets",
+    "Reader": "systems.neck_codec",
     "calibrate": "calibration",
     "caption": "systems.feature_tasks",
     "classify": "systems.feature_tasks",

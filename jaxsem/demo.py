@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from jaxsem import feature_demo, neck_demo, pipeline, presets
 from jaxsem.codec import Codec
@@ -20,8 +21,9 @@ from jaxsem.systems.neck_codec import Reader
 
 PRESET = "elic-mini"
 FEATURES_PRESET = "pqvae-mini"
-NECK_PRESET = "transform-neck-mini"
+NECK_PRESET = "transform-neck-mini-d2"
 LANGUAGE_PRESET = "llava-mini"
+_SIZE = (448, 298)  # width and height of the bundled photos on the page
 _MARK = "<title>jaxsem demo</title>"
 CREDITS = {
     "astronaut": "Eileen Collins, NASA, public domain",
@@ -62,7 +64,7 @@ def run_demo(
     check_output(page, force)
     codec = codec or presets.load(PRESET)
     if photos is None:
-        photos = {path.stem: read_image(path) for path in list_images(presets.BUNDLED_PHOTOS)}
+        photos = {path.stem: _fitted(read_image(path)) for path in list_images(presets.BUNDLED_PHOTOS)}
     qualities = range(max(len(codec.lambdas), 1))
     rows: list[Row] = []
     with Progress(len(photos) * len(qualities), "files", quiet) as progress:
@@ -83,6 +85,11 @@ def run_demo(
         print(neck_demo.summary(answered))
         print(f"The page with the pictures: {page}")
     return page
+
+
+def _fitted(photo: np.ndarray) -> np.ndarray:
+    """The photo at the size that all on the page have, so that its programs are compiled once."""
+    return np.asarray(ImageOps.fit(Image.fromarray(photo), _SIZE, Image.Resampling.LANCZOS, centering=(0.5, 0.3)))
 
 
 def _summary(codec: Codec, rows: list[Row]) -> str:

@@ -135,6 +135,25 @@ RSIC_MINI = RsicConfig(
     STABLE_DIFFUSION,
 )
 
+
+def _neck_mini(scenario: str, summary: str, sha256: str, results: tuple[tuple[float, ...], ...]) -> Preset:
+    name = "transform-neck-mini" + ("" if scenario == "d1" else f"-{scenario}")
+    return Preset(
+        name,
+        NECK,
+        replace(NECK_MINI, scenario=scenario),
+        summary,
+        weights=f"{name}.safetensors",
+        sha256=sha256,
+        licence="Apache-2.0",
+        trained_on="scenes of the 48 seen classes, 2026-11-21",
+        recipe="experiments/transform_neck_mini.py",
+        columns=_NECK_COLUMNS,
+        results=results,
+        results_on=_NECK_RESULTS_ON,
+    )
+
+
 _PRESETS = (
     Preset(
         name="elic-mini",
@@ -193,19 +212,38 @@ _PRESETS = (
         results=((2.341, 0.746, 0.950, 0.381),),
         results_on="100 test scenes, not compressed, 2-core x86, 2026-11-21",
     ),
-    Preset(
-        name="transform-neck-mini",
-        system=NECK,
-        config=NECK_MINI,
-        summary="ELIC for scenes at the lowest rates, and the neck into llava-mini's tower: jaxsem ask FILE.jsem (d1: codec alone)",
-        weights="transform-neck-mini.safetensors",
-        sha256="5c7dcd8e775f448a0d2a2de3ea54143bf1f383b755d7c3a2606832a1b3c38a40",
-        licence="Apache-2.0",
-        trained_on="scenes of the 48 seen classes, 2026-11-21",
-        recipe="experiments/transform_neck_mini.py",
-        columns=_NECK_COLUMNS,
-        results=(),
-        results_on=_NECK_RESULTS_ON,
+    _neck_mini(
+        "d1",
+        "ELIC for scenes at the lowest rates, and a neck from its latents into llava-mini's tower: jaxsem ask FILE.jsem",
+        "5c7dcd8e775f448a0d2a2de3ea54143bf1f383b755d7c3a2606832a1b3c38a40",
+        (
+            (0, 0.0129, 22.22, 1.018, 0.525, 0.653, 0.218, 0.675),
+            (1, 0.017, 24.07, 1.338, 0.611, 0.739, 0.272, 0.755),
+            (2, 0.0239, 26.03, 1.624, 0.651, 0.803, 0.307, 0.845),
+            (3, 0.0357, 27.92, 1.743, 0.661, 0.833, 0.327, 0.895),
+        ),
+    ),
+    _neck_mini(
+        "d2",
+        "The same, codec and neck trained together, for people and the model",
+        "c9ba4a5ba40488149029862d3b88c873f97f371ff51405e5a2cee670476c2a7d",
+        (
+            (0, 0.0174, 23.97, 1.285, 0.589, 0.771, 0.284, 0.845),
+            (1, 0.0246, 25.8, 1.568, 0.663, 0.823, 0.304, 0.895),
+            (2, 0.0343, 27.52, 1.666, 0.653, 0.837, 0.327, 0.89),
+            (3, 0.0503, 28.98, 1.759, 0.681, 0.837, 0.319, 0.875),
+        ),
+    ),
+    _neck_mini(
+        "d3",
+        "The same, for the model alone",
+        "04eb778d822c1bf26f8abda87c9b544095f56f913ecb3c9960f21d1e6fb5a104",
+        (
+            (0, 0.0161, 22.32, 1.124, 0.581, 0.733, 0.292, 0.81),
+            (1, 0.0222, 23.66, 1.461, 0.644, 0.793, 0.288, 0.875),
+            (2, 0.0309, 24.77, 1.652, 0.658, 0.845, 0.327, 0.88),
+            (3, 0.0457, 25.8, 1.723, 0.666, 0.853, 0.3, 0.875),
+        ),
     ),
     Preset(
         "pqvae",

@@ -4,7 +4,7 @@
     python tools/scene_sheet.py answers --out docs/neck.png
 
 The first shows classes, a caption and a phrase found by `pqvae-mini`, the second answers of `llava-mini` through
-`transform-neck-mini`.
+`transform-neck-mini-d2`.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from jaxsem.errors import JaxsemError
 from jaxsem.files import check_output
 from jaxsem.systems.neck_codec import Reader
 
-_WRAP = 34
+_WRAP = 40
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Panel:
 def draw(columns: Sequence[tuple[Panel, Panel]]) -> Figure:
     """One column for each scene, two pictures in it."""
     with matplotlib.rc_context(rd_plot.STYLE):
-        figure = Figure(figsize=(3.1 * len(columns), 8.0), layout="constrained", facecolor="white")
+        figure = Figure(figsize=(3.3 * len(columns), 8.8), layout="constrained", facecolor="white")
         for axes, panels in zip(figure.subplots(2, len(columns), squeeze=False).T, columns, strict=True):
             for axis, panel in zip(axes, panels, strict=True):
                 axis.imshow(panel.image)
@@ -70,7 +70,7 @@ def features(numbers: Sequence[int]) -> list[tuple[Panel, Panel]]:
 
 
 def answers(numbers: Sequence[int]) -> list[tuple[Panel, Panel]]:
-    """What `llava-mini` answers about files of `transform-neck-mini` at its lowest rate."""
+    """What `llava-mini` answers about files of `transform-neck-mini-d2` at its lowest rate."""
     reader = Reader(jaxsem.load(demo.NECK_PRESET, quality=0), jaxsem.load_mllm(demo.LANGUAGE_PRESET))
     columns = []
     for look in neck_demo.look_at(reader, numbers):

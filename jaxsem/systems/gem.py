@@ -29,6 +29,7 @@ Source: Bousselham et al., Grounding Everything: emerging localization propertie
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -98,6 +99,7 @@ class GemConfig:
 
 
 DEFAULT = GemConfig()
+_ARTICLE = re.compile(r"^(a|an|the)\s+", re.IGNORECASE)
 
 MINI = GemConfig(depth=5, temperature=10.0, template=None, image_size=256)
 """For the CLIP of pqvae-mini, through all of its 4 layers. Of 334 objects in 128 test scenes, named by colour and shape, the map is
@@ -136,7 +138,8 @@ def similarity_maps(
       model: A CLIP with both towers.
       images: Whatever `jaxsem.data.images.pixels_from` takes, of any sizes; each is resized to the tower's input without keeping
         its aspect (bicubic), as in the released code.
-      phrases: "lighthouse", "the small red star": what takes the place in the template.
+      phrases: "lighthouse", "the small red star": what takes the place in the template, where an article stands already and theirs
+        is left out.
       config: Settings.
       size: Height and width of the maps; None is the tower's input. An image's own size lays the map over the image.
 
@@ -157,7 +160,8 @@ def similarity_maps(
     images = list(images)
     if not images:
         raise InputError("there is no image to look at: give at least one")
-    texts = model.class_features(phrases, None if config.template is None else (config.template,))
+    bare = [_ARTICLE.sub("", phrase.strip()) for phrase in phrases]
+    texts = model.class_features(bare, None if config.template is None else (config.template,))
 
     def prepare(image: Any) -> np.ndarray:
         resized = Image.fromarray(np.ascontiguousarray(pixels_from(image)))

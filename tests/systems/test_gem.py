@@ -244,6 +244,12 @@ def test_without_a_template_the_prompts_of_the_model_are_averaged():
     np.testing.assert_allclose(found, sum(each) / 2 / np.linalg.norm(mean), rtol=0, atol=1e-5)
 
 
+def test_an_article_changes_nothing():
+    config = GemConfig(depth=2, template=None, image_size=None)
+    bare, said = (similarity_maps(toy_clip(), pictures(1), [phrase], config) for phrase in ("red star", "The red star"))
+    np.testing.assert_array_equal(bare, said)
+
+
 def test_images_do_not_depend_on_their_batch(monkeypatch):
     model, config = toy_clip(), GemConfig(depth=2, image_size=16, template=None)
     shots = [*pictures(2), pictures(1, 9, 31, seed=5)[0]]
