@@ -63,6 +63,7 @@ COLORS = {
     "d2": "#4f9a6a",
     "d3": "#7b3fa0",
 }
+_MORE = ("#c2352b", "#0f8a80", "#b0651d", "#d16ba5", "#5a6b1e")  # of other runs
 _BATCH = 32
 
 
@@ -211,14 +212,16 @@ def draw(rows: Sequence[dict[str, Any]], best: dict[str, float], title: str) -> 
         figure = Figure(figsize=(10.2, 6.0), layout="constrained", facecolor="white")
         figure.suptitle(title, x=0.012, ha="left", fontsize=10.5)
         names = list(dict.fromkeys(row["path"] for row in rows))
-        more = iter(np.resize(rd_plot.PRESET_COLORS, len(names)))
+        more = iter(np.resize(_MORE, len(names)))
         colors = {name: COLORS.get(name) or next(more) for name in names}
         for axes, (key, label) in zip(figure.subplots(2, 3).ravel(), SCORES.items()):
             for name in names:
                 if key == "psnr" and name == "post-processing":
                     continue  # its images are for the model's eyes
                 points = sorted((row["bpp"], row[key]) for row in rows if row["path"] == name)
-                axes.plot(*zip(*points), label=name, color=colors[name], marker="o", markersize=3.5, linewidth=1.6)
+                style = "--" if name.endswith("reconstruction") else "-"
+                line = {"linestyle": style, "marker": "o", "markersize": 3.5, "linewidth": 1.6}
+                axes.plot(*zip(*points), label=name, color=colors[name], **line)
             if key in best:
                 axes.axhline(best[key], color=rd_plot.INK, linewidth=0.9, linestyle=(0, (4, 3)), label="not compressed")
             axes.set_title(label, loc="left", fontsize=9.5, color=rd_plot.INK)
@@ -227,7 +230,8 @@ def draw(rows: Sequence[dict[str, Any]], best: dict[str, float], title: str) -> 
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
             axes.tick_params(length=0)
-        figure.axes[0].legend(loc="lower right", frameon=False, fontsize=8, handlelength=1.6, labelspacing=0.3)
+        lines, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(lines, labels, loc="outside lower center", ncols=min(len(labels), 7), frameon=False, fontsize=8.5)
     return figure
 
 
