@@ -160,7 +160,8 @@ def similarity_maps(
     images = list(images)
     if not images:
         raise InputError("there is no image to look at: give at least one")
-    bare = [_ARTICLE.sub("", phrase.strip()) for phrase in phrases]
+    # One text for several is refused below, where it would be for classes.
+    bare = phrases if isinstance(phrases, str) else [_ARTICLE.sub("", phrase.strip()) for phrase in phrases]
     texts = model.class_features(bare, None if config.template is None else (config.template,))
 
     def prepare(image: Any) -> np.ndarray:
