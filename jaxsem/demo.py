@@ -89,7 +89,7 @@ def run_demo(
 
 def _fitted(photo: np.ndarray) -> np.ndarray:
     """The photo at the size that all on the page have, so that its programs are compiled once."""
-    return np.asarray(ImageOps.fit(Image.fromarray(photo), _SIZE, Image.Resampling.LANCZOS, centering=(0.5, 0.3)))
+    return np.asarray(ImageOps.fit(Image.fromarray(photo), _SIZE, Image.Resampling.LANCZOS, centering=(0.5, 0.1)))
 
 
 def _summary(codec: Codec, rows: list[Row]) -> str:

@@ -15,7 +15,7 @@ body { margin: 0 auto; padding: 2.5rem 1.5rem 5rem; max-width: 90rem; background
 h1 { font-size: 1.7rem; margin: 0 0 .3rem; letter-spacing: -.01em; }
 h2 { font-size: 1.15rem; margin: 3rem 0 .2rem; text-transform: capitalize; }
 p { margin: .2rem 0 1rem; max-width: 48rem; color: var(--soft); }
-.strip { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1rem; align-items: start; }
+.strip { display: grid; grid-template-columns: repeat(auto-fit, minmax(12.5rem, 1fr)); gap: 1rem; align-items: start; }
 figure { margin: 0; }
 img { width: 100%; height: auto; display: block; border-radius: 4px; }
 figcaption { font-size: .85rem; color: var(--soft); padding-top: .35rem; font-variant-numeric: tabular-nums; }

@@ -96,6 +96,7 @@ def test_a_codec_decodes_files_of_both_arithmetics(codec, items):
     np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.slow  # compiles everything for a second size
 def test_the_pipeline_takes_demands_and_images_of_several_sizes(codec, noise_photo):
     photos = [noise_photo(24, 16), noise_photo(8, 30, 1), noise_photo(24, 16, 2)]
     demands = [marked(Box(0, 0, 4, 4)), Demand(""), Demand(TEXT, level=1.0)]
@@ -259,7 +260,7 @@ def test_the_pure_functions_are_those_of_files(codec, photos, batch):
 
 
 def test_the_loss_trains_the_codec_alone(codec, batch):
-    gradients, metrics = jax.grad(codec.loss, has_aux=True)(codec.params, batch, jax.random.key(0))
+    gradients, metrics = jax.jit(jax.grad(codec.loss, has_aux=True))(codec.params, batch, jax.random.key(0))
     sizes = {part: sum(float(np.abs(leaf).sum()) for leaf in jax.tree.leaves(gradients[part])) for part in gradients}
     assert sizes["codec"] > 0
     assert sizes["autoencoder"] == sizes["unet"] == 0
