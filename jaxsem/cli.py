@@ -125,7 +125,7 @@ def _compress(commands) -> None:
 def _add_demands(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "what matters",
-        "For --preset rsic-mini or another codec that can be told. Marks may be repeated, and end in @WEIGHT, from 0 to 1.",
+        "For codecs of RSIC, which can be told. Marks may be repeated, and end in @WEIGHT, from 0 to 1.",
     )
 
     def mark(option: str, metavar: str, text: str) -> None:

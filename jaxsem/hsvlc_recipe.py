@@ -123,7 +123,7 @@ class HsvlcRecipe:
         samples = calibration_samples(work.codec, params, work.valid()[:_CALIBRATION], self.weight_map.values)
         tables = gaussian_tables(quantise=quantise_counts)
         grids, tables = calibrate_module(self.name, work.codec, params, tables, samples)
-        companions = Companions(self.clip, self.language, self.diffusion)
+        companions = Companions(self.clip, self.language, diffusion=self.diffusion)
         # Neither CLIP nor language model is needed to write the file.
         alone = dataclasses.replace(companions, clip="", language="")
         whole = assemble(self.name, config, {"codec": params}, tables, alone, grids, half=False)
